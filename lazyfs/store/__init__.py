@@ -1,0 +1,1 @@
+"""Object storage behind one Protocol; each SDK is named in exactly one file."""
