@@ -100,11 +100,12 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One uploaded part; numbers start at 1."""
+    """One uploaded part; numbers start at 1. `checksum` is what was sent with it (base64), empty if nothing was."""
 
     number: int
     etag: str
     size: int
+    checksum: str = ""
 
 
 @dataclass(frozen=True, slots=True)

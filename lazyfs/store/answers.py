@@ -1,0 +1,122 @@
+"""The one place that says what an endpoint's answer means.
+
+Pure: HTTP status and S3 error code in, one of `core.errors` out. `s3`, `bulk` and `listing` bring what their SDK
+knows and raise what this returns. Messages are one line, name the key, and hold nothing but what the server said
+in <Code> and <Message>: never an URL, because presigned ones carry a signature.
+"""
+
+from __future__ import annotations
+
+from lazyfs.core.errors import (
+    AccessDeniedError,
+    ArchivedError,
+    NoSuchBucketError,
+    NoSuchUploadError,
+    NotFoundError,
+    NotSupportedByStoreError,
+    PreconditionFailedError,
+    StoreError,
+    StoreTimeoutError,
+    ThrottledError,
+    TransientStoreError,
+    UnreachableError,
+)
+
+# Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html; SlowDownRead and SlowDownWrite: MinIO
+_BY_CODE: dict[str, type[StoreError]] = {
+    "NoSuchKey": NotFoundError,
+    "NoSuchBucket": NoSuchBucketError,
+    "NoSuchUpload": NoSuchUploadError,
+    "InvalidObjectState": ArchivedError,
+    "PreconditionFailed": PreconditionFailedError,
+    # The range lies inside the version that we asked for, so the object is a shorter one.
+    "InvalidRange": PreconditionFailedError,
+    # "Try again", says S3 of both; a completion is the exception, see `store_error`.
+    "ConditionalRequestConflict": TransientStoreError,
+    "OperationAborted": TransientStoreError,
+    "InternalError": TransientStoreError,
+    "BadDigest": TransientStoreError,
+    "XAmzContentChecksumMismatch": TransientStoreError,
+    "IncompleteBody": TransientStoreError,
+    "RequestTimeout": StoreTimeoutError,
+    "SlowDown": ThrottledError,
+    "SlowDownRead": ThrottledError,
+    "SlowDownWrite": ThrottledError,
+    "Throttling": ThrottledError,
+    "ThrottlingException": ThrottledError,
+    "RequestLimitExceeded": ThrottledError,
+    "TooManyRequests": ThrottledError,
+    "ServiceUnavailable": ThrottledError,
+    "AccessDenied": AccessDeniedError,
+    "InvalidAccessKeyId": AccessDeniedError,
+    "SignatureDoesNotMatch": AccessDeniedError,
+    "ExpiredToken": AccessDeniedError,
+    "InvalidToken": AccessDeniedError,
+    "TokenRefreshRequired": AccessDeniedError,
+    "RequestTimeTooSkewed": AccessDeniedError,
+    "AllAccessDisabled": AccessDeniedError,
+    "AccountProblem": AccessDeniedError,
+    "NotImplemented": NotSupportedByStoreError,
+    "MethodNotAllowed": NotSupportedByStoreError,
+}
+_BY_STATUS: dict[int, type[StoreError]] = {
+    401: AccessDeniedError,
+    403: AccessDeniedError,
+    404: NotFoundError,
+    405: NotSupportedByStoreError,
+    408: StoreTimeoutError,
+    412: PreconditionFailedError,
+    416: PreconditionFailedError,
+    429: ThrottledError,
+    501: NotSupportedByStoreError,
+    503: ThrottledError,
+    504: StoreTimeoutError,
+}
+_ADVICE = {
+    "InvalidAccessKeyId": "the endpoint does not know the access key: check AWS_ACCESS_KEY_ID or --profile",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key: check AWS_SECRET_ACCESS_KEY or --profile",
+    "ExpiredToken": "the session token has expired: log in again",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "AuthorizationHeaderMalformed": "the region is wrong: set --region",
+    "AuthorizationQueryParametersError": "the region is wrong: set --region",
+    "IllegalLocationConstraintException": "the region is wrong: set --region",
+    "PermanentRedirect": "the bucket is in another region: set --region",
+    "InvalidObjectState": "the object is archived and must be restored first",
+}
+NO_CREDENTIALS = (
+    "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile, or --no-sign-request "
+    "for a public bucket"
+)
+_MAX_MESSAGE = 200
+
+
+def store_error(status: int, code: str, message: str, what: str, *, region: str = "") -> StoreError:
+    """The error that an answer of `status` with S3 error `code` means for the request `what` (`GET 'a/b'`).
+
+    `region` is the bucket's true region where the endpoint told it.
+    """
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (TransientStoreError if status >= 500 else StoreError)
+    if code == "ConditionalRequestConflict" and what.startswith("complete "):
+        # S3 asks for a new upload here, not for another completion:
+        # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+        kind = NoSuchUploadError
+    advice = _ADVICE.get(code) or one_line(message) or f"status {status}"
+    if region and kind is StoreError:
+        advice = f"the bucket is in region {region}: set --region {region}"
+    label = code if code and not code.isdigit() else str(status)
+    return kind(f"{what}: {advice} ({label})")
+
+
+def unreachable(what: str, why: str) -> StoreError:
+    """No connection, or a broken one."""
+    return UnreachableError(f"{what}: {one_line(why)}")
+
+
+def timed_out(what: str) -> StoreError:
+    """No answer in time."""
+    return StoreTimeoutError(f"{what}: no answer in time")
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, cut to what a log line can bear."""
+    return " ".join(text.split())[:_MAX_MESSAGE]

@@ -1,0 +1,158 @@
+"""Real S3 servers on free loopback ports, each a subprocess that is stopped by its own process id.
+
+`moto_server` is the most faithful one, `juicefs_gateway` is MinIO's S3 layer on a directory and checks signatures.
+`foreign_endpoint` is whatever LAZYFS_TEST_ENDPOINT and the AWS_* variables name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+REGION = "us-east-1"
+_START_S = 30
+_STOP_S = 10
+_BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running S3 endpoint and what the tests must know of its manners.
+
+    `limits` names what the server is known not to do; each is explained in `LIMITS`.
+    """
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    name: str
+    limits: frozenset[str] = frozenset()
+
+    def client(self, *, secret_key: str | None = None) -> Any:
+        """A plain boto3 client: the independent witness of what lazyfs did."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=secret_key or self.secret_key,
+            config=Config(
+                s3={"addressing_style": "path"},
+                retries={"total_max_attempts": 2},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def make_bucket(self, name: str) -> str:
+        """Create the bucket; its name."""
+        client = self.client()
+        client.create_bucket(Bucket=name)
+        client.close()
+        return name
+
+
+LIMITS = {
+    "conditional-put": "ignores If-None-Match and If-Match on PUT, copy and complete (field-notes: juicefs gateway)",
+    "folds-slashes": "keeps keys as paths of a file system: `a//b` becomes `a/b`, `.` and `..` are refused",
+    "file-and-directory": "`a` and `a/b` cannot both exist",
+    "newline-keys": "answers 404 to a key with a newline (field-notes: moto)",
+    "signatures": "accepts any credentials",
+}
+
+
+@contextlib.contextmanager
+def moto_server() -> Iterator[Server]:
+    """moto in a process of its own, empty, until the block ends."""
+    port = free_port()
+    command = [str(_BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with _running(command, port, {}):
+        yield Server(f"http://127.0.0.1:{port}", "testing", "testing-secret", "moto", frozenset({"signatures"}))
+
+
+@contextlib.contextmanager
+def juicefs_gateway(directory: Path) -> Iterator[Server]:
+    """The juicefs gateway with its data and metadata below `directory`, until the block ends."""
+    port = free_port()
+    meta = f"sqlite3://{directory}/meta.db"
+    juicefs = str(_BIN / "juicefs")
+    home = {"HOME": str(directory), "JFS_NO_UPDATE": "1"}
+    format_command = [juicefs, "format", "--storage", "file", "--bucket", f"{directory}/data/", meta, "lazyfs-test"]
+    subprocess.run(
+        format_command, check=True, capture_output=True, timeout=_START_S, env={**os.environ, **home}, cwd=directory
+    )
+    user = {"MINIO_ROOT_USER": "gateway-user", "MINIO_ROOT_PASSWORD": "gateway-password"}
+    command = [juicefs, "gateway", meta, f"127.0.0.1:{port}", "--multi-buckets", "--keep-etag", "--object-meta"]
+    command += ["--cache-dir", f"{directory}/cache", "--no-usage-report"]
+    with _running(command, port, {**home, **user}, cwd=directory):
+        limits = frozenset({"conditional-put", "folds-slashes", "file-and-directory"})
+        yield Server(f"http://127.0.0.1:{port}", "gateway-user", "gateway-password", "gateway", limits)
+
+
+def foreign_endpoint() -> Server | None:
+    """The endpoint of LAZYFS_TEST_ENDPOINT, or None. LAZYFS_TEST_LIMITS may name limits, separated by commas."""
+    url = os.environ.get("LAZYFS_TEST_ENDPOINT")
+    if not url:
+        return None
+    limits = frozenset(filter(None, os.environ.get("LAZYFS_TEST_LIMITS", "").split(",")))
+    return Server(url, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], "endpoint", limits)
+
+
+def free_port() -> int:
+    """A loopback port on which nobody listens now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _running(command: list[str], port: int, env: dict[str, str], cwd: Path | None = None) -> Iterator[None]:
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **env},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_until_it_answers(process, f"http://127.0.0.1:{port}/")
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_STOP_S)
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
+    """Poll until the server gives any HTTP answer; RuntimeError if it ends first, TimeoutError if it never does."""
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended with status {process.returncode} before it answered")
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except urllib.error.HTTPError as error:  # 403 is an answer
+            error.close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise TimeoutError(f"{url} did not answer within {_START_S} s")
