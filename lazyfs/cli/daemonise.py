@@ -1,0 +1,119 @@
+"""Going into the background, with the parent staying until it is known whether that worked.
+
+Nothing here may run after a thread or a client exists: fork copies neither. The child reports through a pipe with one
+JSON line, `{"ready": true}` or `{"error": reason, "exit": code}`; a pipe that closes without a line means that the
+child died.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from lazyfs.cli.logs import open_log_file
+from lazyfs.core.errors import LazyfsError, StartupError, UsageError
+
+Body = Callable[[Callable[[], None]], None]
+"""What the daemon does: call the argument once when ready, return when done, raise LazyfsError on failure."""
+
+log = logging.getLogger(__name__)
+
+
+def daemonise(body: Body, *, log_file: Path) -> None:
+    """Run `body` in a background process; returns when it is ready.
+
+    Raises what the body raised before that, as StartupError or UsageError, or StartupError if it died without a word.
+    An interrupt (Ctrl-C) while waiting ends the child too.
+    """
+    log_descriptor = open_log_file(log_file)
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _become_daemon(body, writer, log_descriptor)
+    os.close(writer)
+    os.close(log_descriptor)
+    try:
+        with os.fdopen(reader, encoding="utf-8") as pipe:
+            report = pipe.readline()
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    _judge(report, child, log_file)
+
+
+def _judge(report: str, child: int, log_file: Path) -> None:
+    """Return if the child is ready; raise its reason if not."""
+    if not report.endswith("\n"):
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        raise StartupError(f"the daemon {how} before the mount was ready; its log is {log_file}")
+    answer = json.loads(report)
+    if "error" in answer:
+        os.waitpid(child, 0)
+        raise (UsageError if answer["exit"] == 2 else StartupError)(answer["error"])
+
+
+def _become_daemon(body: Body, pipe: int, log_descriptor: int) -> NoReturn:
+    """The child's whole life: never returns into the parent's stack."""
+    code = 1
+    try:
+        _detach(log_descriptor)
+        code = _run(body, pipe)
+    except BaseException:
+        log.exception("the daemon failed")
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _detach(log_descriptor: int) -> None:
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log_descriptor, 1)
+    os.dup2(log_descriptor, 2)
+    os.close(null)
+    os.close(log_descriptor)
+
+
+def _run(body: Body, pipe: int) -> int:
+    told = False
+
+    def tell(**report: object) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            try:
+                os.write(pipe, json.dumps(report).encode() + b"\n")
+            except BrokenPipeError:  # the parent was killed; the mount is alive all the same
+                log.warning("nobody waits for the mount to be ready")
+            os.close(pipe)
+
+    try:
+        body(lambda: tell(ready=True))
+    except LazyfsError as error:
+        log.error("%s", error)  # noqa: TRY400 - it is for a person, and says all
+        code = 2 if isinstance(error, UsageError) else 1
+        tell(error=str(error), exit=code)
+        return code
+    except Exception as error:
+        log.exception("unexpected error")
+        tell(error=f"unexpected error: {type(error).__name__}: {error}", exit=1)
+        return 1
+    if not told:
+        tell(error="the daemon ended before the mount was ready", exit=1)
+        return 1
+    return 0

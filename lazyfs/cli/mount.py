@@ -1,0 +1,94 @@
+"""`lazyfs mount`: from the command line to a running daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from lazyfs.cli.daemonise import daemonise
+from lazyfs.cli.logs import configure_logging
+from lazyfs.cli.options import GroupedCommand, mount_options
+from lazyfs.cli.preflight import preflight
+from lazyfs.config import Config, load
+from lazyfs.core.units import format_size
+
+EPILOG = """Examples:
+  lazyfs mount my-bucket /mnt/data
+  lazyfs mount s3://my-bucket/imagenet/train /mnt/train --read-only --metadata-ttl indefinite
+  lazyfs mount my-bucket ./data -f --endpoint-url http://127.0.0.1:9000 --cache-dir /nvme/lazyfs --cache-size 500GiB
+
+Every option can also be set in the environment (--cache-size is LAZYFS_CACHE_SIZE) and in the file of --config
+(cache-size = "500GiB"). Credentials come from the AWS_* variables and files."""
+
+
+@click.command(cls=GroupedCommand, epilog=EPILOG)
+@click.argument("bucket", metavar="BUCKET[/PREFIX]")
+@click.argument("mountpoint")
+@mount_options
+@click.option(
+    "-o",
+    "mount_words",
+    multiple=True,
+    metavar="A,B=C",
+    help="Options in the form of fstab: ro, allow_other, uid=1000, cache_size=20GiB …",
+)
+@click.option(
+    "--config",
+    "config_file",
+    envvar="LAZYFS_CONFIG",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file with options. [$XDG_CONFIG_HOME/lazyfs/config.toml, if there]",
+)
+def mount(
+    bucket: str,
+    mountpoint: str,
+    mount_words: tuple[str, ...],
+    config_file: Path | None,
+    **flags: str | bool | None,
+) -> None:
+    """Mount a bucket, or what lies below a prefix of it, as a directory.
+
+    Returns when the mount answers; with -f, when it is unmounted. BUCKET may be written s3://BUCKET/PREFIX.
+    """
+    config = load(
+        bucket,
+        mountpoint,
+        {name.replace("_", "-"): value for name, value in flags.items()},
+        mount_options=",".join(mount_words),
+        file=config_file,
+    )
+    preflight(config)
+    if config.mount.foreground:
+        _run(config, lambda: click.echo(_mounted(config)))
+        return
+    assert config.log.file is not None, "a default of the background"
+    daemonise(lambda on_ready: _run(config, on_ready), log_file=config.log.file)
+    click.echo(_mounted(config))
+
+
+def _run(config: Config, on_ready: Callable[[], None]) -> None:
+    configure_logging(config.log.file, config.log.level)
+    from lazyfs.daemon import run  # noqa: PLC0415 - heavy, and only after the fork
+
+    run(config, on_ready=on_ready)
+
+
+def _mounted(config: Config) -> str:
+    """What is mounted where, and what happens to writes: nobody should learn that from a lost file."""
+    where = f"mounted {config.bucket.name}/{config.bucket.prefix}".rstrip("/") + f" at {config.mount.mountpoint}"
+    return f"{where} ({write_policy(config)})"
+
+
+def write_policy(config: Config) -> str:
+    """The policy of writes in a few words."""
+    if config.mount.read_only:
+        return "read-only"
+    words = [f"files are uploaded when closed, in parts of {format_size(config.write.part_size)}"]
+    if config.write.no_overwrite:
+        words.append("replacing is refused")
+    if config.write.no_delete:
+        words.append("deleting is refused")
+    return "; ".join(words)
