@@ -26,6 +26,10 @@ class StartupError(LazyfsError):
     """The mount cannot work; exit code 1."""
 
 
+class ControlError(LazyfsError):
+    """A daemon refused a request on its control socket, or did not answer it."""
+
+
 # -- what a store says --------------------------------------------------------------------------------------
 
 
