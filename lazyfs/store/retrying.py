@@ -1,0 +1,188 @@
+"""The only retry loop.
+
+Each call of the inner store is one attempt with a deadline of its own; what is transient is tried again with backoff
+inside the deadline of `Backoff`, and then the last error is raised as it is.
+
+The hard point is a lost answer: the first attempt may have done its work. A repeated read is harmless, and a repeated
+unconditional write makes the same object again; but a conditional put finds its own object in the way, and a repeated
+completion finds its upload gone. Then the object itself is asked: if it has the ETag and the size that ours must
+have, the call has succeeded. A repeated `create_upload` may leave an empty upload behind, which the sweep of
+`list_uploads` finds.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as random_module
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import md5
+from typing import TypeVar
+
+import trio
+
+from lazyfs.core.backoff import Backoff
+from lazyfs.core.errors import (
+    NoSuchUploadError,
+    NotFoundError,
+    PreconditionFailedError,
+    StoreError,
+    ThrottledError,
+    TransientStoreError,
+)
+from lazyfs.core.parts import multipart_etag
+from lazyfs.core.stats import Stats
+from lazyfs.core.types import ANY, Buffer, Condition, ListPage, ObjectId, ObjectInfo, Part, Range, Upload
+from lazyfs.store.base import DEFAULT_PUT, PutOptions
+from lazyfs.store.probe import Probeable, RangeAnswer
+
+T = TypeVar("T")
+log = logging.getLogger("lazyfs.store")
+
+
+class Retrying:
+    """A `Store` that does not give up at the first transient error of `inner`.
+
+    Counts `s3.retries` and, among their causes, `s3.throttles`.
+    """
+
+    def __init__(
+        self,
+        inner: Probeable,
+        *,
+        backoff: Backoff,
+        stats: Stats,
+        random: Callable[[], float] = random_module.random,
+    ) -> None:
+        self._inner = inner
+        self._backoff = backoff
+        self._stats = stats
+        self._random = random
+
+    async def list_page(
+        self,
+        prefix: str,
+        *,
+        delimiter: str = "",
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+    ) -> ListPage:
+        """See Store.list_page."""
+        return await self._retry(
+            lambda: self._inner.list_page(
+                prefix, delimiter=delimiter, start_after=start_after, token=token, limit=limit
+            )
+        )
+
+    async def head(self, key: str) -> ObjectInfo:
+        """See Store.head."""
+        return await self._retry(lambda: self._inner.head(key))
+
+    async def get_range(self, oid: ObjectId, span: Range) -> Buffer:
+        """See Store.get_range."""
+        return await self._retry(lambda: self._inner.get_range(oid, span))
+
+    async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
+        """See probe.Probeable."""
+        return await self._retry(lambda: self._inner.range_answer(key, span, if_match))
+
+    async def put(
+        self, key: str, body: Buffer, *, options: PutOptions = DEFAULT_PUT, condition: Condition = ANY
+    ) -> str:
+        """See Store.put."""
+
+        async def ours(error: StoreError) -> str | None:
+            if not isinstance(error, PreconditionFailedError):
+                return None
+            return await self._is_ours(key, md5(body, usedforsecurity=False).hexdigest(), len(body))
+
+        return await self._retry(
+            lambda: self._inner.put(key, body, options=options, condition=condition), answer_lost=ours
+        )
+
+    async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
+        """See Store.create_upload."""
+        return await self._retry(lambda: self._inner.create_upload(key, options=options))
+
+    async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
+        """See Store.upload_part."""
+        return await self._retry(lambda: self._inner.upload_part(upload, number, body))
+
+    async def complete_upload(self, upload: Upload, parts: Sequence[Part], *, condition: Condition = ANY) -> str:
+        """See Store.complete_upload."""
+
+        async def ours(error: StoreError) -> str | None:
+            if not isinstance(error, NoSuchUploadError | NotFoundError | PreconditionFailedError):
+                return None
+            ordered = sorted(parts, key=lambda part: part.number)
+            return await self._is_ours(upload.key, multipart_etag(ordered), sum(part.size for part in ordered))
+
+        return await self._retry(
+            lambda: self._inner.complete_upload(upload, parts, condition=condition), answer_lost=ours
+        )
+
+    async def abort_upload(self, upload: Upload) -> None:
+        """See Store.abort_upload."""
+        await self._retry(lambda: self._inner.abort_upload(upload))
+
+    async def list_uploads(self, prefix: str) -> Sequence[Upload]:
+        """See Store.list_uploads."""
+        return await self._retry(lambda: self._inner.list_uploads(prefix))
+
+    async def copy(self, source: ObjectId, key: str) -> str:
+        """See Store.copy."""
+        return await self._retry(lambda: self._inner.copy(source, key))
+
+    async def delete(self, key: str) -> None:
+        """See Store.delete."""
+        await self._retry(lambda: self._inner.delete(key))
+
+    async def aclose(self) -> None:
+        """See Store.aclose."""
+        await self._inner.aclose()
+
+    async def _retry(
+        self,
+        call: Callable[[], Awaitable[T]],
+        *,
+        answer_lost: Callable[[StoreError], Awaitable[T | None]] | None = None,
+    ) -> T:
+        """The first answer that is not a transient error.
+
+        `answer_lost` is asked about a lasting error that follows a transient one: the result that the earlier
+        attempt had, or None if the error stands.
+        """
+        started = trio.current_time()
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await call()
+            except TransientStoreError as error:
+                await self._wait(attempt, trio.current_time() - started, error)
+            except StoreError as error:
+                result = await answer_lost(error) if answer_lost is not None and attempt > 1 else None
+                if result is None:
+                    raise
+                return result
+
+    async def _wait(self, attempt: int, elapsed_s: float, error: TransientStoreError) -> None:
+        """Sleep before the next attempt, or raise `error` if the time is up."""
+        if isinstance(error, ThrottledError):
+            self._stats.add("s3.throttles")
+        delay_s = self._backoff.delay_s(attempt, elapsed_s, self._random)
+        if delay_s is None:
+            raise error
+        self._stats.add("s3.retries")
+        log.info("attempt %d failed, next in %.1f s: %s", attempt, delay_s, error)
+        await trio.sleep(delay_s)
+
+    async def _is_ours(self, key: str, etag: str | None, size: int) -> str | None:
+        """The ETag of the object at `key` if it is the one that we meant to write, else None."""
+        if etag is None:
+            return None
+        try:
+            info = await self.head(key)
+        except NotFoundError:
+            return None
+        return info.etag if (info.etag, info.size) == (etag, size) else None
