@@ -1,0 +1,40 @@
+"""Every store keeps the contract: the fake, and real clients against real servers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from lazyfs.core.stats import Stats
+from lazyfs.store.base import Store
+from lazyfs.store.memory import MemoryStore
+from lazyfs.store.remote import open_s3_store
+from lazyfs.store.s3 import S3Settings
+from tests.servers import Server
+from tests.store.contract import StoreContract, Subject
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def subject(self) -> Subject:
+        @contextlib.asynccontextmanager
+        async def open_store() -> AsyncIterator[Store]:
+            yield MemoryStore()
+
+        return Subject(open_store)
+
+
+class TestS3Store(StoreContract):
+    @pytest.fixture
+    def subject(self, server: Server, bucket: str, aws_environment: pytest.MonkeyPatch) -> Subject:
+        @contextlib.asynccontextmanager
+        async def open_store() -> AsyncIterator[Store]:
+            store = open_s3_store(S3Settings(bucket, endpoint_url=server.endpoint_url), stats=Stats())
+            try:
+                yield store
+            finally:
+                await store.aclose()
+
+        return Subject(open_store, server.limits)
