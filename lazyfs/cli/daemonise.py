@@ -105,7 +105,7 @@ def _run(body: Body, pipe: int) -> int:
     try:
         body(lambda: tell(ready=True))
     except LazyfsError as error:
-        log.error("%s", error)  # noqa: TRY400 - it is for a person, and says all
+        log.error("%s", error)
         code = 2 if isinstance(error, UsageError) else 1
         tell(error=str(error), exit=code)
         return code

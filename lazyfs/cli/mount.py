@@ -9,7 +9,7 @@ import click
 
 from lazyfs.cli.daemonise import daemonise
 from lazyfs.cli.logs import configure_logging
-from lazyfs.cli.options import GroupedCommand, mount_options
+from lazyfs.cli.options import HEADINGS, GroupedCommand, by_name, declared_options
 from lazyfs.cli.preflight import preflight
 from lazyfs.config import Config, load
 from lazyfs.core.units import format_size
@@ -26,7 +26,7 @@ Every option can also be set in the environment (--cache-size is LAZYFS_CACHE_SI
 @click.command(cls=GroupedCommand, epilog=EPILOG)
 @click.argument("bucket", metavar="BUCKET[/PREFIX]")
 @click.argument("mountpoint")
-@mount_options
+@declared_options(*HEADINGS)
 @click.option(
     "-o",
     "mount_words",
@@ -56,7 +56,7 @@ def mount(
     config = load(
         bucket,
         mountpoint,
-        {name.replace("_", "-"): value for name, value in flags.items()},
+        by_name(flags),
         mount_options=",".join(mount_words),
         file=config_file,
     )

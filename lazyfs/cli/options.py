@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import click
@@ -34,7 +34,8 @@ class GroupedCommand(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the epilog without wrapping: it holds commands to copy."""
         del ctx
-        formatter.write(f"\n{self.epilog}\n")
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
 
 
 def parameter(option: Option) -> str:
@@ -42,18 +43,27 @@ def parameter(option: Option) -> str:
     return option.name.replace("-", "_")
 
 
-def mount_options(command: F) -> F:
-    """Decorate a click command with every declared option. Values arrive as text, or None where not given."""
-    for option in reversed(OPTIONS):
-        command = click.option(
-            *_declarations(option),
-            parameter(option),
-            is_flag=option.is_switch,
-            default=None,
-            metavar=None if option.is_switch else option.metavar,
-            help=_help(option),
-        )(command)
-    return command
+def declared_options(*groups: str) -> Callable[[F], F]:
+    """Decorate a click command with the declared options of `groups`. Values are text, or None where not given."""
+
+    def decorate(command: F) -> F:
+        for option in reversed([option for option in OPTIONS if option.group in groups]):
+            command = click.option(
+                *_declarations(option),
+                parameter(option),
+                is_flag=option.is_switch,
+                default=None,
+                metavar=None if option.is_switch else option.metavar,
+                help=_help(option),
+            )(command)
+        return command
+
+    return decorate
+
+
+def by_name(flags: Mapping[str, str | bool | None]) -> dict[str, str | bool | None]:
+    """What click handed over, by option name."""
+    return {name.replace("_", "-"): value for name, value in flags.items()}
 
 
 def _declarations(option: Option) -> list[str]:

@@ -14,7 +14,7 @@ from lazyfs.config.options import (
     Option,
     WriteConfig,
 )
-from lazyfs.config.sources import load, parse_bucket, parse_mount_options
+from lazyfs.config.sources import load, parse_bucket, parse_mount_options, read_options
 
 __all__ = [
     "OPTIONS",
@@ -28,4 +28,5 @@ __all__ = [
     "load",
     "parse_bucket",
     "parse_mount_options",
+    "read_options",
 ]

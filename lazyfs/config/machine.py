@@ -33,7 +33,7 @@ def default_cache_size(known: Known, environ: Environ) -> int:
     directory = known["cache-dir"] if "cache-dir" in known else default_cache_directory(known, environ)
     if directory is None:
         return 0
-    existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))  # noqa: PTH110
+    existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))
     return int(min(20 * GIB, shutil.disk_usage(existing).free // 5))
 
 

@@ -104,7 +104,11 @@ class BucketConfig:
     name: str
     prefix: str = ""
     endpoint_url: str | None = _option(
-        "endpoint-url", parse_endpoint, "URL", "The S3 server, when it is not AWS.", default_text="AWS"
+        "endpoint-url",
+        parse_endpoint,
+        "URL",
+        "The S3 server, when it is not AWS.",
+        default_text="AWS_ENDPOINT_URL, else AWS",
     )
     region: str | None = _option(
         "region", parse_text, "NAME", "Region of the bucket.", default_text="from the AWS configuration"

@@ -80,19 +80,9 @@ def load(
     `mount_options` is the text after `-o`, `file` the TOML file; without it the user's own is read if there is one.
     Raises UsageError.
     """
-    environ = os.environ if environ is None else environ
     _refuse_swapped(bucket, mountpoint)
     name, prefix = parse_bucket(bucket)
-    given = _given(flags, mount_options, file, environ)
-    values: dict[str, Any] = {"bucket": name}
-    for option in OPTIONS:
-        if option.name in given:
-            values[option.name] = _parse(option.parse, given[option.name])
-        else:
-            values[option.name] = option.default(values, environ)
-    section: dict[str, dict[str, Any]] = {}
-    for option in OPTIONS:
-        section.setdefault(option.group, {})[option.field] = values[option.name]
+    section = read_options(flags, bucket=name, mount_options=mount_options, file=file, environ=environ)
     return Config(
         bucket=BucketConfig(name=name, prefix=prefix, **section["bucket"]),
         mount=MountConfig(mountpoint=_parse_mountpoint(mountpoint), **section["mount"]),
@@ -100,6 +90,28 @@ def load(
         write=WriteConfig(**section["write"]),
         log=LogConfig(**section["log"]),
     )
+
+
+def read_options(
+    flags: Mapping[str, str | bool | None],
+    *,
+    bucket: str,
+    mount_options: str = "",
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The value of every option by group and field; `bucket` is the name that defaults may use. Raises UsageError."""
+    environ = os.environ if environ is None else environ
+    given = _given(flags, mount_options, file, environ)
+    values: dict[str, Any] = {"bucket": bucket}
+    section: dict[str, dict[str, Any]] = {}
+    for option in OPTIONS:
+        if option.name in given:
+            values[option.name] = _parse(option.parse, given[option.name])
+        else:
+            values[option.name] = option.default(values, environ)
+        section.setdefault(option.group, {})[option.field] = values[option.name]
+    return section
 
 
 # -- the two arguments --------------------------------------------------------------------------------------
@@ -145,7 +157,7 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _is_directory(text: str) -> bool:
-    return os.path.isdir(text)  # noqa: PTH112 - Path.is_dir raises for a dead mount
+    return os.path.isdir(text)
 
 
 def _shown(argument: str) -> str:

@@ -34,7 +34,7 @@ def parse_text(text: str) -> str:
 
 def parse_path(text: str) -> Path:
     """An absolute path; `~` is the home directory."""
-    return Path(os.path.abspath(Path(parse_text(text)).expanduser()))  # noqa: PTH100 - absolute() keeps ".."
+    return Path(os.path.abspath(Path(parse_text(text)).expanduser()))
 
 
 def parse_path_or_none(text: str) -> Path | None:

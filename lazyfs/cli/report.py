@@ -1,0 +1,86 @@
+"""Status reports for a person's eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lazyfs.core.units import format_duration, format_size
+
+Report = Mapping[str, Any]
+
+
+def show(reports: list[dict[str, Any]], *, terminal: bool) -> None:
+    """Print one table a mount; without a terminal, plain lines of name and value."""
+    console = Console(soft_wrap=not terminal, highlight=False, markup=False)
+    for number, report in enumerate(reports):
+        if number:
+            console.print()
+        rows = list(rows_of(report))
+        if terminal:
+            console.print(_table(report, rows))
+        else:
+            width = max(len(name) for name, _ in rows)
+            console.print(report["mountpoint"])
+            for name, value in rows:
+                console.print(f"  {name:<{width}}  {value}")
+
+
+def _table(report: Report, rows: list[tuple[str, str]]) -> Table:
+    table = Table(title=str(report["mountpoint"]), title_justify="left", box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def rows_of(report: Report) -> Iterator[tuple[str, str]]:
+    """Name and value of each line of a report; what the daemon did not say is left out."""
+    bucket = f"{report['bucket']}/{report.get('prefix', '')}".rstrip("/")
+    yield "bucket", f"{bucket} on {report['endpoint']}" if report.get("endpoint") else bucket
+    yield "state", _state(report)
+    if "read_only" in report:
+        yield "access", "read-only" if report["read_only"] else "read and write"
+    if report.get("policy"):
+        yield "policy", ", ".join(f"{name} {_plain(value)}" for name, value in report["policy"].items())
+    if report.get("import"):
+        yield "import", _import(report["import"])
+    for tier in ("memory", "disk"):
+        if usage := (report.get("cache") or {}).get(tier):
+            yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
+    if report.get("pending_uploads"):
+        yield "uploads", f"{report['pending_uploads']} to finish"
+    if report.get("skipped_keys"):
+        yield "skipped", f"{report['skipped_keys']:,} keys that cannot be a path"
+    for name, count in (report.get("stats") or {}).items():
+        if count:
+            yield name, format_size(count) if "bytes" in name.split(".") else f"{count:,}"
+
+
+def _state(report: Report) -> str:
+    process = f"process {report['pid']}"
+    if report["state"] == "dead":
+        return f"dead: {process} is gone; run: lazyfs umount {report['mountpoint']}"
+    if report["state"] == "silent":
+        return f"not answering ({process}): {report.get('error', '')}"
+    age = f" for {format_duration(report['uptime_s'])}" if "uptime_s" in report else ""
+    return f"mounted{age}, {process}"
+
+
+def _import(progress: Report) -> str:
+    parts = [str(progress.get("state", "unknown"))]
+    parts += [f"{progress[name]:,} {name}" for name in ("objects", "directories", "requests") if name in progress]
+    if progress.get("rate") and progress.get("state") == "running":
+        parts.append(f"{progress['rate']:,.0f} objects/s")
+    return ", ".join(parts)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
