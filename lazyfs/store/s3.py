@@ -126,7 +126,8 @@ class ControlPlane:
     def path_style(self) -> bool:
         """Whether the bucket is in the path and not in the host name."""
         style = (self._client.meta.config.s3 or {}).get("addressing_style")
-        return style == "path" or "." in self._settings.bucket
+        # No certificate covers a host name with a dotted bucket in front, so botocore's "auto" avoids it.
+        return style == "path" or (style == "auto" and "." in self._settings.bucket)
 
     @property
     def ca_bundle(self) -> str | None:
@@ -333,7 +334,7 @@ def _make_client(session: Any, settings: S3Settings) -> Any:
     """A client in virtual-host style for AWS, in path style for everybody else unless told otherwise."""
 
     def make(style: str) -> Any:
-        options: dict[str, Any] = {"addressing_style": style, "payload_signing_enabled": False}
+        options: Any = {"addressing_style": style, "payload_signing_enabled": False}
         signature: Any = UNSIGNED if settings.no_sign_request else "s3v4"
         if settings.is_directory_bucket and not settings.no_sign_request:
             signature = None  # botocore picks the session scheme of S3 Express by itself
@@ -356,8 +357,9 @@ def _make_client(session: Any, settings: S3Settings) -> Any:
 
     if settings.force_path_style is not None:
         return make("path" if settings.force_path_style else "virtual")
-    if settings.endpoint_url is not None and not is_aws(settings.endpoint_url):
-        return make("path")
+    if settings.endpoint_url is not None:
+        # "auto" means path style to botocore as soon as an endpoint is given, even one of AWS.
+        return make("virtual" if is_aws(settings.endpoint_url) and "." not in settings.bucket else "path")
     client = make("auto")
     if is_aws(client.meta.endpoint_url):
         return client
@@ -406,7 +408,7 @@ def translate(error: Exception, what: str) -> StoreError | None:
             return timed_out(what)
         case sdk.IncompleteReadError() | sdk.ResponseStreamingError() | urllib3.exceptions.ProtocolError():
             return TruncatedError(f"{what}: the connection broke while the answer was read")
-        case sdk.HTTPClientError() | urllib3.exceptions.HTTPError() | OSError():
+        case sdk.HTTPClientError() | sdk.ConnectionError() | urllib3.exceptions.HTTPError() | OSError():
             return unreachable(what, _cause(error))
         case sdk.BotoCoreError() | UnicodeEncodeError():
             return StoreError(f"{what}: {one_line(str(error))}")

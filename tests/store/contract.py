@@ -352,7 +352,9 @@ class StoreContract:
 
     async def test_copy_keeps_bytes_and_metadata(self, subject: Subject) -> None:
         async with subject.open() as store:
-            source = ObjectId("from + %41", await store.put("from + %41", DATA, options=PutOptions(metadata={"a": "b"})))
+            source = ObjectId(
+                "from + %41", await store.put("from + %41", DATA, options=PutOptions(metadata={"a": "b"}))
+            )
             etag = await store.copy(source, "to/é")
             info = await store.head("to/é")
             assert (info.etag, info.size, dict(info.metadata)) == (etag, len(DATA), {"a": "b"})
