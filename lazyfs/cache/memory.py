@@ -1,0 +1,131 @@
+"""The memory tier and the one budget for all bytes of objects that lazyfs holds in memory.
+
+A fetch reserves its bytes before it asks for them and turns the reservation into resident blocks when they
+arrive. Resident blocks give way, least recently used first; reserved bytes do not, so a full budget makes a
+demand wait (`reserve`) and a hint go away (`try_reserve`).
+
+Hard point: the blocks of one GET are views into one buffer, which lives until its last block is gone. So bytes are
+counted per buffer (`_Slab`), not per block: what is counted is what is held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+
+from lazyfs.core.eviction import LRU
+from lazyfs.core.types import Buffer, ObjectId
+
+BlockKey = tuple[ObjectId, int]
+
+
+class _Slab:
+    """One received buffer and how many blocks of it are resident."""
+
+    __slots__ = ("blocks", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.blocks = 0
+
+
+class MemoryTier:
+    """Resident blocks and reservations, together never above `budget_bytes`."""
+
+    def __init__(self, *, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._blocks: LRU[BlockKey, tuple[Buffer, _Slab]] = LRU()
+        self._resident = 0
+        self._reserved = 0
+        self._waiters: deque[tuple[int, trio.Event]] = deque()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes held now: resident and reserved."""
+        return self._resident + self._reserved
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes promised to fetches in flight; zero when nothing is going on."""
+        return self._reserved
+
+    def get(self, oid: ObjectId, block: int) -> Buffer | None:
+        """The block, if resident."""
+        found = self._blocks.get((oid, block))
+        return None if found is None else found[0]
+
+    def put(self, oid: ObjectId, blocks: dict[int, Buffer], size: int) -> None:
+        """Keep `blocks`, views into one buffer of `size` bytes. The caller still holds its reservation and
+        releases it afterwards."""
+        slab = _Slab(size)
+        for block, data in blocks.items():
+            self._drop((oid, block))
+            self._blocks.put((oid, block), (data, slab), 0)
+            slab.blocks += 1
+        if slab.blocks:
+            self._resident += size
+        self._shrink(keep_reserved=size)
+
+    def forget(self, oid: ObjectId, block: int) -> None:
+        """Drop the block if it is resident."""
+        self._drop((oid, block))
+        self._wake()
+
+    def try_reserve(self, size: int) -> bool:
+        """Promise `size` bytes now, or not at all. Nobody who waits is overtaken."""
+        return not self._waiters and self._reserve(size)
+
+    async def reserve(self, size: int) -> None:
+        """Promise `size` bytes, waiting in line while the budget is full of others' reservations.
+
+        More than the whole budget is granted once nothing else is reserved, so that no caller waits for ever.
+        """
+        if self.try_reserve(size):
+            return
+        event = trio.Event()
+        waiter = (size, event)
+        self._waiters.append(waiter)
+        try:
+            await event.wait()
+        except trio.Cancelled:
+            if event.is_set():
+                self.release(size)
+            else:
+                self._waiters.remove(waiter)
+                self._wake()
+            raise
+
+    def release(self, size: int) -> None:
+        """Give back what was reserved."""
+        self._reserved -= size
+        self._wake()
+
+    def _reserve(self, size: int) -> bool:
+        if self._reserved + size > self.budget_bytes and self._reserved > 0:
+            return False
+        self._reserved += size
+        self._shrink()
+        return True
+
+    def _wake(self) -> None:
+        while self._waiters and self._reserve(self._waiters[0][0]):
+            self._waiters.popleft()[1].set()
+
+    def _shrink(self, *, keep_reserved: int = 0) -> None:
+        """Evict until everything fits; `keep_reserved` bytes are counted twice for a moment (see `put`)."""
+        while self._resident + self._reserved - keep_reserved > self.budget_bytes:
+            oldest = self._blocks.pop_oldest()
+            if oldest is None:
+                return
+            self._leave(oldest[1][1])
+
+    def _drop(self, key: BlockKey) -> None:
+        found = self._blocks.pop(key)
+        if found is not None:
+            self._leave(found[1])
+
+    def _leave(self, slab: _Slab) -> None:
+        slab.blocks -= 1
+        if slab.blocks == 0:
+            self._resident -= slab.size

@@ -1,0 +1,35 @@
+"""Memory above SSD: where a block is looked for before S3 is asked.
+
+The memory tier answers synchronously (`resident`), so that a hit costs no scheduling point; the disk tier is asked
+for many blocks at once (`load`). What arrives from anywhere goes through `admit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lazyfs.cache.disk import DiskTier
+from lazyfs.cache.memory import MemoryTier
+from lazyfs.core.types import Buffer, ObjectId
+
+
+class TieredCache:
+    """The tiers of one mount. `disk` is None where there is no cache directory."""
+
+    def __init__(self, *, memory: MemoryTier, disk: DiskTier | None) -> None:
+        self.memory = memory
+        self.disk = disk
+
+    def resident(self, oid: ObjectId, block: int) -> Buffer | None:
+        """The block, if it is in memory."""
+        return self.memory.get(oid, block)
+
+    async def load(self, oid: ObjectId, blocks: Sequence[int]) -> dict[int, Buffer]:
+        """Those of `blocks` that the disk has. Never raises; empty without a disk, and then without waiting."""
+        return await self.disk.get_many(oid, blocks) if self.disk is not None else {}
+
+    def admit(self, oid: ObjectId, blocks: dict[int, Buffer], size: int, *, to_disk: bool) -> None:
+        """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation."""
+        self.memory.put(oid, blocks, size)
+        if to_disk and self.disk is not None:
+            self.disk.put_soon(oid, blocks)

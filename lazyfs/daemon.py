@@ -1,0 +1,390 @@
+"""The composition root: builds every part of a mount, runs them in one nursery, and takes them down in order.
+
+The only module that sees the Config and all rooms. Order of shutdown: the kernel session ends, what programs left
+unfinished is withdrawn, background work stops, pending cache writes are kept, files and connections close.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from lazyfs.cache.disk import DiskTier
+from lazyfs.cache.memory import MemoryTier
+from lazyfs.cache.tiered import TieredCache
+from lazyfs.config import Config
+from lazyfs.control import registry
+from lazyfs.control.server import serve
+from lazyfs.core.backoff import Backoff
+from lazyfs.core.errors import LazyfsError, StoreError
+from lazyfs.core.parts import PartSizes
+from lazyfs.core.readahead import ReadAheadPolicy
+from lazyfs.core.stats import Stats
+from lazyfs.core.types import Buffer, Capabilities, Condition
+from lazyfs.fuse.session import Session
+from lazyfs.index.database import Index, open_index
+from lazyfs.store.base import PutOptions, Store
+from lazyfs.store.probe import probe
+from lazyfs.store.remote import S3Store, open_s3_store
+from lazyfs.store.retrying import Retrying
+from lazyfs.store.s3 import S3Settings
+from lazyfs.vfs.fetcher import Fetcher
+from lazyfs.vfs.filesystem import FileSystem, Policy
+from lazyfs.vfs.namespace import Namespace
+from lazyfs.vfs.procfs import still_open
+from lazyfs.vfs.reader import Reader
+from lazyfs.vfs.slots import Slots
+from lazyfs.vfs.writer import Writer
+
+log = logging.getLogger(__name__)
+
+BLOCK_SIZE = 256 * 1024
+"""The cache's unit: a random read fetches no more than this per block that it touches."""
+EXTENT_SIZE = 8 * 1024**2
+"""The most that one GET asks for: about 90 ms at the 90 MB/s that S3 gives one connection."""
+WHOLE_OBJECT_BYTES = 1024**2
+MAX_WINDOW = 64 * 1024**2
+"""How far ahead of a sequential reader: eight extents keep eight connections busy, which fill 560 MB/s."""
+CONNECTIONS = 32
+HINT_CONNECTIONS = 24
+"""Demand always finds eight connections that no read-ahead holds."""
+STARTUP_DEADLINE_S = 10.0
+REQUEST_DEADLINE_S = 60.0
+REIMPORT_S = 30.0
+SHUTDOWN_S = 60.0
+
+
+def run(config: Config, *, on_ready: Callable[[], None]) -> None:
+    """Mount, call `on_ready` once the mount answers, and serve until it is unmounted or the process is told to end.
+
+    Raises LazyfsError if the mount cannot work, with nothing left mounted.
+    """
+    try:
+        trio.run(_main, config, on_ready, strict_exception_groups=True)
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a person should read of a group: the first error of ours, else the group itself."""
+    for error in group.exceptions:
+        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, LazyfsError):
+            return found
+    return group
+
+
+@dataclass(slots=True)
+class _Mount:
+    """The parts of a running mount that `status` looks at."""
+
+    config: Config
+    stats: Stats
+    store: S3Store
+    namespace: Namespace
+    cache: TieredCache
+    filesystem: FileSystem
+    session: Session
+    started_s: float
+
+    async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        """What `lazyfs status` shows."""
+        progress = self.namespace.importer.progress
+        files, size = self.namespace.totals()
+        seconds = (progress.finished_s or time.time()) - progress.started_s
+        disk = self.cache.disk
+        config = self.config
+        return {
+            "mountpoint": str(config.mount.mountpoint),
+            "bucket": config.bucket.name,
+            "prefix": config.bucket.prefix,
+            "endpoint": config.bucket.endpoint_url,
+            "pid": os.getpid(),
+            "uptime_s": time.time() - self.started_s,
+            "read_only": config.mount.read_only,
+            "files": files,
+            "bytes": size,
+            "open_handles": len(self.filesystem.handles),
+            "import": {
+                "state": progress.state,
+                "objects": progress.objects,
+                "requests": progress.pages,
+                "rate": progress.objects / seconds if progress.started_s and seconds > 0 else 0.0,
+                "error": progress.error,
+            },
+            "cache": {
+                "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
+                "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
+            },
+            "stats": dict(self.stats.snapshot()),
+            "skipped_keys": self.namespace.skipped_keys,
+            "endpoint_supports": asdict(self.store.capabilities),
+            "untuned": self.session.untuned,
+            "policy": {
+                "metadata_ttl_s": config.cache.metadata_ttl_s,
+                "conditional_put": self.filesystem.policy.conditional_put,
+                "part_size": config.write.part_size,
+                "no_overwrite": config.write.no_overwrite,
+                "no_delete": config.write.no_delete,
+            },
+        }
+
+
+async def _main(config: Config, on_ready: Callable[[], None]) -> None:
+    stats = Stats()
+    bare = open_s3_store(_settings(config), stats=stats)
+    try:
+        await _greet(bare, config, stats)
+        with _opened_index(config) as index:
+            await _settle_capabilities(bare, config, index)
+            await index.remove_local()
+            async with trio.open_nursery() as background, _disk(config, stats) as disk:
+                store = Retrying(bare, backoff=Backoff(deadline_s=REQUEST_DEADLINE_S), stats=stats)
+                mount = _build(
+                    config, stats=stats, bare=bare, store=store, index=index, disk=disk, background=background
+                )
+                await _serve(mount, on_ready, background)
+                background.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await bare.aclose()
+
+
+async def _greet(bare: S3Store, config: Config, stats: Stats) -> None:
+    """Fail now and clearly if the bucket cannot be listed."""
+    patient = Retrying(bare, backoff=Backoff(deadline_s=STARTUP_DEADLINE_S), stats=stats)
+    await patient.list_page(config.bucket.prefix, limit=1)
+
+
+async def _serve(mount: _Mount, on_ready: Callable[[], None], background: trio.Nursery) -> None:
+    config, namespace = mount.config, mount.namespace
+    if config.cache.import_mode == "wait":
+        await namespace.importer.import_all()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_stop_on_signal, mount.session)
+            await nursery.start(_run_session, mount, nursery.cancel_scope)
+            registry.register(config.mount.mountpoint, bucket=config.bucket.name)
+            socket = registry.socket_path(config.mount.mountpoint)
+            await nursery.start(lambda task_status: serve(socket, {"status": mount.status}, task_status=task_status))
+            if config.cache.import_mode != "wait":
+                background.start_soon(_import, namespace)
+            on_ready()
+            log.info("%s is mounted at %s", config.bucket.name, config.mount.mountpoint)
+    finally:
+        registry.unregister(config.mount.mountpoint)
+    log.info("%s is unmounted", config.mount.mountpoint)
+
+
+async def _run_session(
+    mount: _Mount, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve the kernel; when that ends, for whatever reason, withdraw what was not finished."""
+    try:
+        await mount.session.run(task_status=task_status)
+    finally:
+        with trio.move_on_after(SHUTDOWN_S) as deadline:
+            deadline.shield = True
+            await mount.filesystem.abandon()
+    scope.cancel()
+
+
+async def _stop_on_signal(session: Session, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for received in signals:
+            log.info("%s: unmounting", signal.Signals(received).name)
+            session.stop()
+
+
+async def _import(namespace: Namespace) -> None:
+    """Bring the whole listing in; while the endpoint is in trouble, try again. On-demand listing goes on meanwhile."""
+    while True:
+        try:
+            return await namespace.importer.import_all()
+        except StoreError as error:
+            log.warning("listing the bucket: %s; trying again in %.0f s", error, REIMPORT_S)
+        await trio.sleep(REIMPORT_S)
+
+
+def _build(
+    config: Config,
+    *,
+    stats: Stats,
+    bare: S3Store,
+    store: Store,
+    index: Index,
+    disk: DiskTier | None,
+    background: trio.Nursery,
+) -> _Mount:
+    """Put the parts together; nothing runs yet."""
+    memory = MemoryTier(budget_bytes=config.cache.memory)
+    cache = TieredCache(memory=memory, disk=disk)
+    namespace = Namespace(
+        index=index,
+        store=store,
+        root=config.bucket.prefix,
+        ttl_s=config.cache.metadata_ttl_s,
+        clock_ns=time.time_ns,
+        nursery=background,
+        stats=stats,
+    )
+    fetcher = Fetcher(
+        store=store,
+        cache=cache,
+        nursery=background,
+        slots=Slots(total=CONNECTIONS, hints=HINT_CONNECTIONS),
+        block_size=BLOCK_SIZE,
+        extent_size=min(EXTENT_SIZE, config.cache.memory // 8),
+        on_stale=namespace.expire_key,
+        stats=stats,
+    )
+    part_sizes = PartSizes(config.write.part_size)
+
+    def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
+        return Writer(
+            store=store,
+            memory=memory,
+            nursery=background,
+            key=key,
+            content=content,
+            condition=condition,
+            options=PutOptions(storage_class=config.write.storage_class),
+            part_sizes=part_sizes,
+        )
+
+    filesystem = FileSystem(
+        namespace=namespace,
+        store=store,
+        reader=Reader(fetcher=fetcher, whole_object_bytes=WHOLE_OBJECT_BYTES, stats=stats),
+        new_writer=new_writer,
+        readahead=ReadAheadPolicy(max_window=min(MAX_WINDOW, config.cache.memory // 4)),
+        part_sizes=part_sizes,
+        policy=_policy(config, bare.capabilities),
+        clock_ns=time.time_ns,
+        still_open=still_open,
+    )
+    session = Session(
+        filesystem,
+        mountpoint=config.mount.mountpoint,
+        source=config.bucket.name,
+        allow_other=config.mount.allow_other,
+    )
+    return _Mount(config, stats, bare, namespace, cache, filesystem, session, time.time())
+
+
+def _settings(config: Config) -> S3Settings:
+    bucket = config.bucket
+    return S3Settings(
+        bucket=bucket.name,
+        endpoint_url=bucket.endpoint_url,
+        region=bucket.region,
+        profile=bucket.profile,
+        no_sign_request=bucket.no_sign_request,
+        force_path_style=bucket.force_path_style,
+        requester_pays=bucket.requester_pays,
+        expected_bucket_owner=bucket.expected_bucket_owner,
+        max_connections=CONNECTIONS,
+    )
+
+
+def _policy(config: Config, capabilities: Capabilities) -> Policy:
+    return Policy(
+        read_only=config.mount.read_only,
+        no_overwrite=config.write.no_overwrite,
+        no_delete=config.write.no_delete,
+        conditional_put=capabilities.conditional_put,
+        uid=config.mount.uid,
+        gid=config.mount.gid,
+        file_mode=config.mount.file_mode,
+        dir_mode=config.mount.dir_mode,
+    )
+
+
+# -- what is kept on disk -----------------------------------------------------------------------------------------
+
+
+def _identity(config: Config) -> dict[str, str]:
+    return {
+        "endpoint": config.bucket.endpoint_url or "",
+        "bucket": config.bucket.name,
+        "prefix": config.bucket.prefix,
+    }
+
+
+@contextlib.contextmanager
+def _opened_index(config: Config) -> Iterator[Index]:
+    """The index of this bucket and prefix: the kept one, or one for this mount alone where there is no cache directory
+    or another mount is using it."""
+    identity = _identity(config)
+    with contextlib.ExitStack() as stack:
+        path = None
+        if config.cache.directory is not None:
+            name = blake2b(json.dumps(identity).encode(), digest_size=10).hexdigest()
+            folder = config.cache.directory / "index"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if stack.enter_context(_locked(folder / f"{name}.lock")):
+                path = folder / f"{name}.db"
+            else:
+                log.info("another mount uses this bucket's index; this one lists for itself")
+        if path is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfs-")))
+            path = folder / "index.db"
+        index = open_index(path, identity, log.warning)
+        stack.callback(index.close)
+        yield index
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds the lock file for the body of the ``with``."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.asynccontextmanager
+async def _disk(config: Config, stats: Stats) -> Any:
+    """The SSD tier, or None without a cache directory."""
+    if config.cache.directory is None:
+        yield None
+        return
+    scope = f"{config.bucket.endpoint_url or ''}\0{config.bucket.name}"
+    async with DiskTier(
+        directory=config.cache.directory / "blocks", limit_bytes=config.cache.size, scope=scope, stats=stats
+    ) as disk:
+        yield disk
+
+
+async def _settle_capabilities(bare: S3Store, config: Config, index: Index) -> None:
+    """Find out what the endpoint honours, once per bucket: the answer is kept in the index."""
+    kind = "reads" if config.mount.read_only else "reads and writes"
+    kept = index.meta(f"capabilities of {kind}")
+    if kept is not None:
+        bare.capabilities = Capabilities(**json.loads(kept))
+        return
+    page = await bare.list_page(config.bucket.prefix, limit=10)
+    sample = next((info for info in page.objects if info.size > 0), None)
+    bare.capabilities = await probe(bare, writable=not config.mount.read_only, sample=sample)
+    if sample is not None or not config.mount.read_only:
+        await index.set_meta(f"capabilities of {kind}", json.dumps(asdict(bare.capabilities)))

@@ -1,0 +1,63 @@
+"""What the namespace on disk holds, as plain rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lazyfs.core.types import Kind
+
+LOCAL_ETAG = "<local>"
+"""The ETag of a file that exists here and not in the bucket yet. No listing may touch such a row."""
+
+
+class Node(NamedTuple):
+    """One row: an entry of a directory. `ino` stands for one version of one object and is never used again.
+
+    `checked_ns`: when this entry alone was last seen to be true. `listed_ns`: when the listing that last told all
+    entries of this directory began; None for files and for directories that were never fully listed.
+    """
+
+    ino: int
+    parent: int
+    entry: str
+    size: int
+    mtime_ns: int
+    etag: str
+    storage_class: str
+    checked_ns: int
+    listed_ns: int | None
+
+    @property
+    def kind(self) -> Kind:
+        """File or directory."""
+        return Kind.DIRECTORY if self.entry.endswith("/") or self.entry == "" else Kind.FILE
+
+    @property
+    def name(self) -> str:
+        """The name as a user sees it; empty for the root."""
+        return self.entry.removesuffix("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this file is being written and is not in the bucket yet."""
+        return self.kind is Kind.FILE and self.etag == LOCAL_ETAG
+
+
+class Change(NamedTuple):
+    """A name that no longer means what it did. `ino` is what it meant, 0 if nothing."""
+
+    parent: int
+    name: str
+    ino: int
+
+
+@dataclass(slots=True)
+class Applied:
+    """What applying facts to the index did."""
+
+    changes: list[Change] = field(default_factory=list)
+    objects: int = 0
+    """Files added less files removed."""
+    bytes: int = 0
+    directories: int = 0

@@ -1,0 +1,206 @@
+"""The namespace on disk: an SQLite file, truth for names and attributes, kept over restarts.
+
+Reads are synchronous point look-ups on the main thread (6 µs each) through a connection that cannot write. All
+writes go through one other connection in worker threads, one transaction at a time; in WAL mode neither waits
+for the other. The file is a cache of the bucket: it may be lost at any time, so commits are not synced to disk.
+
+Hard points: an inode number is a rowid under AUTOINCREMENT, so that it is never given out twice and a changed
+object gets a new one (`Transactions._insert`); facts from a listing that began before a local change say nothing
+about that name (`Index.listing`, `Index.note_local`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from lazyfs.core.listing import Entry, PageFacts
+from lazyfs.core.types import ROOT_INO
+from lazyfs.index.base import Applied, Node
+from lazyfs.index.transactions import COLUMNS, DamagedIndexError, Newer, Transactions, connect
+
+T = TypeVar("T")
+
+
+class Listing:
+    """A listing in progress: what was changed here since it began, it cannot know."""
+
+    def __init__(self, began: int) -> None:
+        self.began = began
+
+
+class Index:
+    """The namespace of one mounted prefix. Owned by the main thread; `close` it."""
+
+    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+        """Open or create the file at `path` for the bucket that `identity` names. DamagedIndexError."""
+        self._writer = Transactions(path, identity)
+        self._read = connect(path)
+        self._read.execute("PRAGMA query_only = 1")
+        self._turn = trio.CapacityLimiter(1)
+        self._local: dict[tuple[int, str], int] = {}
+        self._local_sequence = 0
+        self._listings: set[Listing] = set()
+        files, size = self._read.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM node WHERE entry NOT LIKE '%/' AND entry != ''"
+        ).fetchone()
+        self.files: int = files
+        self.bytes: int = size
+
+    def close(self) -> None:
+        """Let go of the file. No write is in progress."""
+        self._read.close()
+        self._writer.close()
+
+    # -- reading: never blocks on a writer --------------------------------------------------------------------
+
+    def node(self, ino: int) -> Node | None:
+        """The row of inode `ino`."""
+        return self._one(f"SELECT {COLUMNS} FROM node WHERE ino = ?", ino)
+
+    def child(self, parent: int, name: str) -> Node | None:
+        """What `name` in directory `parent` is; a directory hides the file of the same name."""
+        return self._one(
+            f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry IN (?, ?) ORDER BY entry DESC LIMIT 1",
+            parent, name, name + "/",
+        )  # fmt: skip
+
+    def children(self, parent: int, *, after: str = "", limit: int) -> list[Node]:
+        """The visible entries of `parent` whose entry name is above `after`, in order, at most `limit`."""
+        rows = self._read.execute(
+            f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry > ? AND NOT EXISTS ("
+            "SELECT 1 FROM node AS hiding WHERE hiding.parent = node.parent AND hiding.entry = node.entry || '/')"
+            " ORDER BY entry LIMIT ?",
+            (parent, after, limit),
+        )
+        return [Node(*row) for row in rows]
+
+    def is_empty(self, parent: int) -> bool:
+        """Whether no entry of `parent` is known."""
+        return self._read.execute("SELECT 1 FROM node WHERE parent = ? LIMIT 1", (parent,)).fetchone() is None
+
+    def path(self, ino: int) -> str | None:
+        """The path of `ino` below the mounted prefix, directories ending in `/`; None if it is gone."""
+        parts = []
+        while ino != ROOT_INO:
+            row = self._read.execute("SELECT parent, entry FROM node WHERE ino = ?", (ino,)).fetchone()
+            if row is None:
+                return None
+            ino = row[0]
+            parts.append(row[1])
+        return "".join(reversed(parts))
+
+    def find_directory(self, path: str) -> int | None:
+        """The inode of the directory at `path` (no slash at the end), if it is known."""
+        ino = ROOT_INO
+        for name in path.split("/") if path else ():
+            row = self._read.execute(
+                "SELECT ino FROM node WHERE parent = ? AND entry = ?", (ino, name + "/")
+            ).fetchone()
+            if row is None:
+                return None
+            ino = row[0]
+        return ino
+
+    def meta(self, key: str) -> str | None:
+        """A remembered value."""
+        row = self._read.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _one(self, query: str, *values: object) -> Node | None:
+        row = self._read.execute(query, values).fetchone()
+        return None if row is None else Node(*row)
+
+    # -- writing: one transaction at a time, in a thread --------------------------------------------------------
+
+    @contextlib.contextmanager
+    def listing(self) -> Iterator[Listing]:
+        """Mark the time during which facts are being fetched, so that local changes win over older facts."""
+        listing = Listing(self._local_sequence)
+        self._listings.add(listing)
+        try:
+            yield listing
+        finally:
+            self._listings.discard(listing)
+            if not self._listings:
+                self._local.clear()
+
+    def note_local(self, parent: int, name: str) -> None:
+        """`name` was just changed by us: what listings in progress say about it is out of date."""
+        if self._listings:
+            self._local_sequence += 1
+            self._local[parent, name] = self._local_sequence
+
+    async def apply_page(self, facts: PageFacts, listing: Listing, *, page_ns: int, began_ns: int) -> Applied:
+        """Make a page of a listing true. Directories that it completes count as listed since `began_ns`."""
+        newer = self._newer_than(listing)
+        return await self._run(lambda: self._writer.apply_page(facts, newer, page_ns, began_ns))
+
+    async def apply_names(
+        self, parent: int, names: Sequence[str], entries: Sequence[Entry], listing: Listing, *, now_ns: int
+    ) -> Applied:
+        """Make it true that of `names` (entry names in `parent`) exactly `entries` exist."""
+        newer = self._newer_than(listing)
+        return await self._run(lambda: self._writer.apply_names(parent, names, entries, newer, now_ns))
+
+    async def put_entry(self, parent: int, entry: Entry, *, now_ns: int) -> Node:
+        """Our own change: the entry is so now. Keeps the inode number of a row that is there."""
+        self.note_local(parent, entry.name.removesuffix("/"))
+        node, applied = await self._run_raw(lambda: self._writer.put_entry(parent, entry, now_ns))
+        self._count(applied)
+        return node
+
+    async def remove_entry(self, parent: int, name: str) -> None:
+        """Our own change: entry `name` (with `/` for a directory) is gone."""
+        self.note_local(parent, name.removesuffix("/"))
+        await self._run(lambda: self._writer.remove_entry(parent, name))
+
+    async def move_entry(self, node: Node, parent: int, name: str, entry: Entry, *, now_ns: int) -> Node:
+        """Our own rename: the row becomes `entry` in `parent`, replacing what has that name; it keeps its number."""
+        self.note_local(node.parent, node.name)
+        self.note_local(parent, name)
+        moved, applied = await self._run_raw(lambda: self._writer.move_entry(node, parent, entry, now_ns))
+        self._count(applied)
+        return moved
+
+    async def remove_local(self) -> None:
+        """Forget files that a killed daemon had not finished."""
+        await self._run(self._writer.remove_local)
+
+    async def set_meta(self, key: str, value: str) -> None:
+        """Remember a value."""
+        await self._run_raw(lambda: self._writer.set_meta(key, value))
+
+    def _newer_than(self, listing: Listing) -> Newer:
+        return frozenset(key for key, sequence in self._local.items() if sequence > listing.began)
+
+    async def _run(self, work: Callable[[], Applied]) -> Applied:
+        applied = await self._run_raw(work)
+        self._count(applied)
+        return applied
+
+    def _count(self, applied: Applied) -> None:
+        self.files += applied.objects
+        self.bytes += applied.bytes
+
+    async def _run_raw(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._turn)
+
+
+def open_index(path: Path, identity: Mapping[str, str], warn: Callable[[str], None]) -> Index:
+    """The index at `path`; a damaged or foreign file is set aside with a warning, and a new one begun."""
+    try:
+        return Index(path, identity)
+    except DamagedIndexError as error:
+        warn(f"setting aside the index {path}: {error}; the bucket will be listed again")
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}{suffix}")
+        return Index(path, identity)

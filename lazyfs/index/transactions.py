@@ -1,0 +1,300 @@
+"""The transactions that change the namespace on disk.
+
+Each public method is one transaction on the one connection that writes, run by one thread at a time. Facts about slices
+of directories come in, what they changed comes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lazyfs.core.listing import Entry, PageFacts, Slice, diff
+from lazyfs.core.types import ROOT_INO
+from lazyfs.index.base import LOCAL_ETAG, Applied, Change, Node
+
+Newer = frozenset[tuple[int, str]]
+"""(directory, name) of what was changed here after the facts began to be fetched."""
+
+SCHEMA_VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE node (
+    ino INTEGER PRIMARY KEY AUTOINCREMENT,
+    parent INTEGER NOT NULL,
+    entry TEXT NOT NULL,
+    size INTEGER NOT NULL DEFAULT 0,
+    mtime_ns INTEGER NOT NULL DEFAULT 0,
+    etag TEXT NOT NULL DEFAULT '',
+    storage_class TEXT NOT NULL DEFAULT '',
+    checked_ns INTEGER NOT NULL DEFAULT 0,
+    listed_ns INTEGER
+);
+CREATE UNIQUE INDEX node_entry ON node (parent, entry);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO node (ino, parent, entry) VALUES ({ROOT_INO}, 0, '');
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+COLUMNS = "ino, parent, entry, size, mtime_ns, etag, storage_class, checked_ns, listed_ns"
+_INSERT = (
+    "INSERT INTO node (parent, entry, size, mtime_ns, etag, storage_class, checked_ns) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_BUSY_TIMEOUT_S = 10.0
+
+
+class DamagedIndexError(Exception):
+    """The file is not an index of this version and identity."""
+
+
+class Transactions:
+    """The connection that writes. Every method is one transaction and runs in one thread at a time."""
+
+    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+        new = not path.exists()
+        if new:
+            path.touch(mode=0o600)
+        try:
+            self._db = connect(path)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = OFF")
+            if new:
+                self._db.executescript(_SCHEMA)
+                self._db.execute("INSERT INTO meta VALUES ('identity', ?)", (json.dumps(identity),))
+            self._check(identity)
+        except sqlite3.DatabaseError as error:
+            raise DamagedIndexError(str(error)) from error
+
+    def _check(self, identity: Mapping[str, str]) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version != SCHEMA_VERSION:
+            raise DamagedIndexError(f"index version {version}, not {SCHEMA_VERSION}")
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+        if row is None or json.loads(row[0]) != dict(identity):
+            raise DamagedIndexError("index of another bucket")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def apply_page(self, facts: PageFacts, newer: Newer, page_ns: int, began_ns: int) -> Applied:
+        """Make slices true, and mark the directories that they complete; see Index.apply_page."""
+        applied = Applied()
+        inos = {"": ROOT_INO}
+        with self._transaction():
+            for piece in facts.slices:
+                ino = self._directory(piece.directory, inos, create=bool(piece.entries))
+                if ino is not None:
+                    self._apply_slice(ino, piece, newer, page_ns, applied)
+            for directory in facts.completed:
+                ino = self._directory(directory, inos, create=False)
+                self._db.execute("UPDATE node SET listed_ns = ? WHERE ino = ?", (began_ns, ino))
+        return applied
+
+    def apply_names(
+        self,
+        parent: int,
+        names: Sequence[str],
+        entries: Sequence[Entry],
+        newer: Newer,
+        now_ns: int,
+    ) -> Applied:
+        """Make single names true; see Index.apply_names."""
+        applied = Applied()
+        with self._transaction():
+            if self._db.execute("SELECT 1 FROM node WHERE ino = ?", (parent,)).fetchone() is None:
+                return applied
+            for name in names:
+                found = [entry for entry in entries if entry.name == name]
+                # A slice that covers this one name: above everything that sorts before it, up to itself.
+                piece = Slice("", name[:-1], name, found)
+                self._apply_slice(parent, piece, newer, now_ns, applied, only=name)
+        return applied
+
+    def put_entry(self, parent: int, entry: Entry, now_ns: int) -> tuple[Node, Applied]:
+        """The entry is so now; see Index.put_entry."""
+        applied = Applied()
+        with self._transaction():
+            before = self._row(parent, entry.name)
+            if before is None:
+                ino = self._insert(parent, entry, now_ns, applied)
+            else:
+                ino = before.ino
+                applied.bytes += 0 if entry.is_dir else entry.size - before.size
+                self._db.execute(
+                    "UPDATE node SET size = ?, mtime_ns = ?, etag = ?, checked_ns = ? WHERE ino = ?",
+                    (entry.size, entry.mtime_ns, entry.etag, now_ns, ino),
+                )
+            if entry.is_dir and before is None:  # a directory of our own making is empty, and known to be
+                self._db.execute("UPDATE node SET listed_ns = ? WHERE ino = ?", (now_ns, ino))
+            node = self._row(parent, entry.name)
+        assert node is not None
+        return node, applied
+
+    def remove_entry(self, parent: int, name: str) -> Applied:
+        """The entry, and all below it, is gone."""
+        applied = Applied()
+        with self._transaction():
+            self._remove(parent, name, applied)
+        return applied
+
+    def move_entry(self, node: Node, parent: int, entry: Entry, now_ns: int) -> tuple[Node, Applied]:
+        """The row becomes `entry` in `parent`; see Index.move_entry."""
+        applied = Applied()
+        with self._transaction():
+            self._remove(parent, entry.name, applied)
+            self._db.execute(
+                "UPDATE node SET parent = ?, entry = ?, size = ?, mtime_ns = ?, etag = ?, storage_class = ?,"
+                " checked_ns = ? WHERE ino = ?",
+                (parent, *entry, now_ns, node.ino),
+            )
+            moved = self._row(parent, entry.name)
+        assert moved is not None
+        return moved, applied
+
+    def remove_local(self) -> Applied:
+        """Files that never reached the bucket are gone."""
+        applied = Applied()
+        with self._transaction():
+            rows = self._db.execute("SELECT parent, entry FROM node WHERE etag = ?", (LOCAL_ETAG,)).fetchall()
+            for parent, entry in rows:
+                self._remove(parent, entry, applied)
+        return applied
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Remember a value."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    # -- inside a transaction -----------------------------------------------------------------------------------
+
+    def _apply_slice(
+        self,
+        ino: int,
+        piece: Slice,
+        newer: Newer,
+        now_ns: int,
+        applied: Applied,
+        only: str | None = None,
+    ) -> None:
+        known = self._known(ino, piece, only)
+        difference = diff(known, piece)
+        local = {name for name in known if known[name][0] == LOCAL_ETAG}
+
+        def decided(name: str) -> bool:
+            return name not in local and (ino, name.removesuffix("/")) not in newer
+
+        for name in difference.removed:
+            if decided(name):
+                self._remove(ino, name, applied)
+        for entry in difference.changed:
+            if decided(entry.name):
+                self._remove(ino, entry.name, applied)
+                self._insert(ino, entry, now_ns, applied)
+        fresh = [entry for entry in difference.added if decided(entry.name)]
+        self._insert_many(ino, fresh, now_ns, applied)
+        if only is not None:
+            self._db.execute("UPDATE node SET checked_ns = ? WHERE parent = ? AND entry = ?", (now_ns, ino, only))
+
+    def _known(self, ino: int, piece: Slice, only: str | None) -> dict[str, tuple[str, int]]:
+        """The rows that the slice could touch: what it covers, and below that what it names."""
+        if only is not None:
+            rows = self._db.execute("SELECT entry, etag, size FROM node WHERE parent = ? AND entry = ?", (ino, only))
+        else:
+            first = min((piece.after, *(entry.name for entry in piece.entries[:1])))
+            rows = self._db.execute(
+                "SELECT entry, etag, size FROM node WHERE parent = ? AND entry >= ? AND entry <= ?",
+                (ino, first, piece.upto if piece.upto is not None else "\U0010ffff"),
+            )
+        return {entry: (etag, size) for entry, etag, size in rows}
+
+    def _directory(self, path: str, inos: dict[str, int], *, create: bool) -> int | None:
+        """The inode of directory `path`, made with all above it if need be and allowed."""
+        ino = inos.get(path)
+        if ino is None:
+            above, name = _split(path)
+            parent = self._directory(above, inos, create=create)
+            if parent is None:
+                return None
+            row = self._db.execute("SELECT ino FROM node WHERE parent = ? AND entry = ?", (parent, name)).fetchone()
+            if row is not None:
+                ino = row[0]
+            elif create:
+                ino = self._insert(parent, Entry(name), 0, Applied())
+            else:
+                return None
+            inos[path] = ino
+        return ino
+
+    def _insert(self, parent: int, entry: Entry, now_ns: int, applied: Applied) -> int:
+        """A new row with a number never used before: a changed object is a new inode, so its old pages die with
+        the old one and no page ever holds two versions."""
+        cursor = self._db.execute(_INSERT, (parent, *entry, now_ns))
+        self._note_added(parent, entry, applied)
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def _insert_many(self, parent: int, entries: list[Entry], now_ns: int, applied: Applied) -> None:
+        self._db.executemany(_INSERT, [(parent, *entry, now_ns) for entry in entries])
+        for entry in entries:
+            self._note_added(parent, entry, applied)
+
+    @staticmethod
+    def _note_added(parent: int, entry: Entry, applied: Applied) -> None:
+        applied.changes.append(Change(parent, entry.name.removesuffix("/"), 0))
+        if entry.is_dir:
+            applied.directories += 1
+        else:
+            applied.objects += 1
+            applied.bytes += entry.size
+
+    def _remove(self, parent: int, name: str, applied: Applied) -> None:
+        """Drop the row and everything below it, unless something below is being written here."""
+        node = self._row(parent, name)
+        if node is None:
+            return
+        if name.endswith("/"):
+            self._remove_below(node.ino, applied)
+            if self._db.execute("SELECT 1 FROM node WHERE parent = ? LIMIT 1", (node.ino,)).fetchone():
+                return
+            applied.directories -= 1
+        else:
+            applied.objects -= 1
+            applied.bytes -= node.size
+        self._db.execute("DELETE FROM node WHERE ino = ?", (node.ino,))
+        applied.changes.append(Change(parent, name.removesuffix("/"), node.ino))
+
+    def _remove_below(self, ino: int, applied: Applied) -> None:
+        rows = self._db.execute("SELECT entry, etag FROM node WHERE parent = ?", (ino,)).fetchall()
+        for entry, etag in rows:
+            if etag != LOCAL_ETAG:
+                self._remove(ino, entry, applied)
+
+    def _row(self, parent: int, name: str) -> Node | None:
+        row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry = ?", (parent, name)).fetchone()
+        return None if row is None else Node(*row)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection to the index file."""
+    # One connection is used by one thread at a time; which thread that is changes.
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_S)
+    db.execute("PRAGMA case_sensitive_like = 1")
+    return db
+
+
+def _split(path: str) -> tuple[str, str]:
+    """`a/b/` is `b/` in `a/`."""
+    cut = path.rfind("/", 0, len(path) - 1) + 1
+    return path[:cut], path[cut:]

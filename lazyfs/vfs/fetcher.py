@@ -1,0 +1,153 @@
+"""Blocks on their way: memory, then flights that are under way, then SSD, then one range GET per extent.
+
+Each block is in at most one flight, shared by all who want it. A flight runs in the mount's nursery, holds a
+reservation of memory for exactly the bytes that it fetches, and takes a slot only while it talks to S3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import trio
+
+from lazyfs.cache.tiered import TieredCache
+from lazyfs.core.errors import NotFoundError, PreconditionFailedError, StaleError
+from lazyfs.core.ranges import block_range, plan_extents
+from lazyfs.core.stats import Stats
+from lazyfs.core.types import Buffer, ObjectId, Range
+from lazyfs.store.base import Store
+from lazyfs.vfs.flight import Flight
+from lazyfs.vfs.slots import Slots, Ticket
+
+
+class _BlockFlight(Flight[dict[int, Buffer]]):
+    """The fetch of one extent."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__()
+        self.ticket = ticket
+
+
+class Fetcher:
+    """Turns (version, blocks) into bytes.
+
+    `block_size` and `extent_size` in bytes; an extent, the most that one GET asks for, is a whole number of blocks.
+    `on_stale` hears of versions that the bucket no longer has.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        cache: TieredCache,
+        nursery: trio.Nursery,
+        slots: Slots,
+        block_size: int,
+        extent_size: int,
+        on_stale: Callable[[ObjectId], None],
+        stats: Stats,
+    ) -> None:
+        self.block_size = block_size
+        self._extent_blocks = max(1, extent_size // block_size)
+        self._store = store
+        self._cache = cache
+        self._nursery = nursery
+        self._slots = slots
+        self._on_stale = on_stale
+        self._stats = stats
+        self._flights: dict[tuple[ObjectId, int], _BlockFlight] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Blocks on their way; zero when nothing is going on."""
+        return len(self._flights)
+
+    def resident(self, oid: ObjectId, block: int) -> Buffer | None:
+        """The block if it is in memory: no await, no thread, no SQL."""
+        return self._cache.resident(oid, block)
+
+    async def fetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> dict[int, Buffer]:
+        """Exactly `blocks` (ascending) of the object of `size` bytes. StaleError, StoreError."""
+        found: dict[int, Buffer] = {}
+        waiting: dict[_BlockFlight, list[int]] = {}
+        missing: list[int] = []
+        for block in blocks:
+            data = self._cache.resident(oid, block)
+            flight = self._flights.get((oid, block))
+            if data is not None:
+                found[block] = data
+            elif flight is not None:
+                self._slots.promote(flight.ticket)
+                waiting.setdefault(flight, []).append(block)
+            else:
+                missing.append(block)
+        self._stats.add("cache.memory.hit_bytes", sum(len(data) for data in found.values()))
+        for extent in plan_extents(missing, self._extent_blocks):
+            waiting[self._start(oid, size, extent, urgent=True)] = list(extent)
+        for flight, wanted in waiting.items():
+            arrived = await flight.wait()
+            for block in wanted:
+                found[block] = arrived[block]
+        return found
+
+    def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
+        """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises."""
+        missing = [
+            block for block in blocks if (oid, block) not in self._flights and self._cache.resident(oid, block) is None
+        ]
+        for extent in plan_extents(missing, self._extent_blocks):
+            if not self._cache.memory.try_reserve(self._span(extent, size).size):
+                self._stats.add("readahead.dropped_blocks", len(extent))
+                return
+            self._start(oid, size, extent, urgent=False)
+
+    def _start(self, oid: ObjectId, size: int, extent: range, *, urgent: bool) -> _BlockFlight:
+        """Send off the fetch of `extent`. A hint's memory is already reserved; a demand waits for its own."""
+        flight = _BlockFlight(Ticket(urgent=urgent))
+        for block in extent:
+            self._flights[oid, block] = flight
+        self._nursery.start_soon(partial(self._fly, flight, oid, size, extent, reserve=urgent))
+        return flight
+
+    async def _fly(self, flight: _BlockFlight, oid: ObjectId, size: int, extent: range, *, reserve: bool) -> None:
+        memory, span = self._cache.memory, self._span(extent, size)
+        try:
+            if reserve:
+                await memory.reserve(span.size)
+            try:
+                await flight.run(lambda: self._load(flight.ticket, oid, size, extent))
+            finally:
+                memory.release(span.size)
+        finally:
+            for block in extent:
+                del self._flights[oid, block]
+
+    async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
+        found = await self._cache.load(oid, extent)
+        for block, data in found.items():
+            self._cache.admit(oid, {block: data}, len(data), to_disk=False)
+        missing = [block for block in extent if block not in found]
+        for run in plan_extents(missing, self._extent_blocks):
+            found |= await self._get(ticket, oid, size, run)
+        return found
+
+    async def _get(self, ticket: Ticket, oid: ObjectId, size: int, run: range) -> dict[int, Buffer]:
+        span = self._span(run, size)
+        try:
+            async with self._slots.hold(ticket):
+                data = memoryview(await self._store.get_range(oid, span))
+        except (PreconditionFailedError, NotFoundError) as error:
+            self._on_stale(oid)
+            raise StaleError(f"{oid.key!r} was replaced or deleted in the bucket after it was opened") from error
+        blocks: dict[int, Buffer] = {}
+        for block in run:
+            part = block_range(block, self.block_size, size)
+            blocks[block] = data[part.start - span.start : part.stop - span.start]
+        self._cache.admit(oid, blocks, len(data), to_disk=True)
+        return blocks
+
+    def _span(self, extent: range, size: int) -> Range:
+        return Range(extent.start * self.block_size, min(extent.stop * self.block_size, size))

@@ -1,0 +1,451 @@
+"""The verbs of the file system: what a kernel session calls, and nothing that is FUSE's.
+
+Plain values in and out; errors are `core.errors`. Verbs take the inode as well as the handle, so that a session that
+has no handles can use them too. This is where names, readers and writers meet; each of them decides for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lazyfs.core.errors import (
+    ArchivedError,
+    BadHandleError,
+    BusyError,
+    CrossDeviceError,
+    ExistsError,
+    IsDirectoryError,
+    LazyfsError,
+    NoEntryError,
+    NotDirectoryError,
+    NotEmptyError,
+    NotPermittedError,
+    NotSupportedError,
+    ReadOnlyError,
+    StaleInodeError,
+)
+from lazyfs.core.parts import PartSizes
+from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
+from lazyfs.core.types import Attributes, Buffer, Condition, Kind, ObjectId, Range
+from lazyfs.index.base import LOCAL_ETAG, Node
+from lazyfs.store.base import Store
+from lazyfs.vfs.handles import Handles, OpenFile
+from lazyfs.vfs.namespace import Namespace
+from lazyfs.vfs.reader import OpenObject, Reader
+from lazyfs.vfs.writer import Writer
+
+log = logging.getLogger(__name__)
+
+ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+READDIR_BATCH = 512
+MAX_COPY_BYTES = 5 * 1024**3
+"""The largest object that one server-side copy takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the mount allows, and how its files look."""
+
+    read_only: bool
+    no_overwrite: bool
+    no_delete: bool
+    conditional_put: bool
+    uid: int
+    gid: int
+    file_mode: int
+    dir_mode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What setattr asks for; None leaves a field alone."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+
+
+class FileSystem:
+    """A mounted bucket.
+
+    `new_writer(key, content, condition)` makes writers; `still_open(pid, ino, name)` tells whether the process that
+    opened a file has it open still, so that a forked child's close does not finish the file.
+    """
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        store: Store,
+        reader: Reader,
+        new_writer: Callable[[str, Buffer, Condition], Writer],
+        readahead: ReadAheadPolicy,
+        part_sizes: PartSizes,
+        policy: Policy,
+        clock_ns: Callable[[], int],
+        still_open: Callable[[int, int, str], bool],
+    ) -> None:
+        self.namespace = namespace
+        self.policy = policy
+        self.handles = Handles()
+        self._store = store
+        self._reader = reader
+        self._new_writer = new_writer
+        self._readahead = readahead
+        self._part_sizes = part_sizes
+        self._clock_ns = clock_ns
+        self._born_ns = clock_ns()
+        """The time of every directory: a bucket knows none, and it must not change under the kernel."""
+        self._still_open = still_open
+
+    # -- names ----------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: str) -> Attributes:
+        """What `name` is. NoEntryError."""
+        return self._attributes(await self.namespace.lookup(parent, name))
+
+    async def getattr(self, ino: int) -> Attributes:
+        """Attributes of an inode that the kernel knows. StaleInodeError if its version is gone and it is not open."""
+        file = self.handles.by_ino(ino)
+        return self._attributes(file.node if file is not None else self.namespace.node(ino))
+
+    async def open_directory(self, ino: int) -> int:
+        """A handle for `read_directory`; all entries are known when this returns."""
+        await self.namespace.ensure_listed(ino)
+        return self.handles.open_directory(ino)
+
+    def read_directory(self, fh: int, offset: int) -> Iterator[tuple[str, Attributes, int]]:
+        """(name, attributes, offset of the next) from `offset` on; offset 0 is the start.
+
+        An offset is the inode number of the entry before it. Entries that exist all the time are told exactly once,
+        whatever else comes and goes.
+        """
+        handle = self.handles.directory(fh)
+        if offset not in handle.positions:
+            after = self._entry_at(handle.ino, offset) if offset else ""
+            handle.refill(self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH))
+            position = 0
+        else:
+            position = handle.positions[offset] + 1
+        while handle.batch:
+            for node in handle.batch[position:]:
+                yield node.name, self._attributes(node), node.ino
+            after, position = handle.batch[-1].entry, 0
+            handle.refill(self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH))
+
+    def _entry_at(self, directory: int, offset: int) -> str:
+        node = self.namespace.node(offset)
+        if node.parent != directory:
+            raise StaleInodeError(f"offset {offset} is not of this directory")
+        return node.entry
+
+    def close_directory(self, fh: int) -> None:
+        """Forget the handle."""
+        self.handles.close_directory(fh)
+
+    async def make_directory(self, parent: int, name: str) -> Attributes:
+        """Create a directory and its marker object. ExistsError."""
+        self._check_writable()
+        key = self.namespace.new_key(parent, name)
+        await self._check_absent(parent, name)
+        await self._store.put(key + "/", b"")
+        return self._attributes(await self.namespace.put_directory(parent, name))
+
+    async def remove_directory(self, parent: int, name: str) -> None:
+        """Remove an empty directory and its marker. NotEmptyError, NotDirectoryError."""
+        self._check_deletable()
+        node = await self.namespace.lookup(parent, name)
+        if node.kind is not Kind.DIRECTORY:
+            raise NotDirectoryError(name)
+        await self.namespace.ensure_listed(node.ino)
+        if not self.namespace.is_empty(node.ino):
+            raise NotEmptyError(name)
+        await self._store.delete(self.namespace.key(node))
+        await self.namespace.remove(node)
+
+    async def unlink(self, parent: int, name: str) -> None:
+        """Delete a file. Who has it open keeps what is resident; what was being written is thrown away."""
+        self._check_deletable()
+        node = await self.namespace.lookup(parent, name)
+        if node.kind is Kind.DIRECTORY:
+            raise IsDirectoryError(name)
+        file = self.handles.by_ino(node.ino)
+        if file is not None and file.writer is not None:
+            file.deleted = True
+            async with file.turn:
+                await file.writer.discard()
+                node = file.node
+        if not node.is_local:
+            await self._store.delete(self.namespace.key(node))
+        await self.namespace.remove(node)
+
+    async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool) -> None:
+        """Give a file another name: a server-side copy and a delete. CrossDeviceError where the caller must copy."""
+        self._check_writable()
+        node = await self.namespace.lookup(parent, name)
+        key = self.namespace.new_key(new_parent, new_name)
+        file = self.handles.by_ino(node.ino)
+        if node.kind is Kind.DIRECTORY or node.size > MAX_COPY_BYTES:
+            raise CrossDeviceError(f"{name!r} cannot be renamed in place")
+        if file is not None and file.writer is not None and file.writer.is_dirty:
+            raise BusyError(f"{name!r} is being written")
+        try:
+            target = await self.namespace.lookup(new_parent, new_name)
+        except NoEntryError:
+            target = None
+        if target is not None:
+            self._check_replaceable(target, node, replace=replace)
+        if target is not None and target.ino == node.ino:
+            return
+        etag = await self._store.copy(ObjectId(self.namespace.key(node), node.etag), key)
+        await self._store.delete(self.namespace.key(node))
+        moved = await self.namespace.move(node, new_parent, new_name, etag=etag)
+        if file is not None:
+            file.node = moved
+            if file.object is not None:
+                file.object.oid = ObjectId(key, etag)
+
+    def _check_replaceable(self, target: Node, node: Node, *, replace: bool) -> None:
+        if not replace:
+            raise ExistsError(target.name)
+        if target.kind is Kind.DIRECTORY:
+            raise IsDirectoryError(target.name)
+        if self.policy.no_overwrite and target.ino != node.ino:
+            raise NotPermittedError("the mount forbids overwriting (--no-overwrite)")
+
+    # -- opening --------------------------------------------------------------------------------------------------
+
+    async def open(self, ino: int, flags: int, pid: int) -> int:
+        """A handle on an existing file. ArchivedError, BusyError, ReadOnlyError, NotPermittedError, EOPNOTSUPP."""
+        node = self._openable(ino)
+        writable = bool(flags & os.O_ACCMODE)
+        if writable:
+            self._check_writable()
+            if self.policy.no_overwrite:
+                raise NotPermittedError("the mount forbids overwriting (--no-overwrite)")
+        current = self.handles.by_ino(ino)
+        if node.is_local and (current is None or current.writer is None):
+            raise BusyError(f"{node.name!r} is not finished")
+        fh, file = self.handles.open_file(node, pid=pid, writable=writable)
+        try:
+            if writable and flags & os.O_TRUNC:
+                await self._truncate(file, 0)
+            elif not file.node.is_local:
+                self._object(file)
+        except BaseException:
+            self.handles.close_file(fh)
+            raise
+        return fh
+
+    def _openable(self, ino: int) -> Node:
+        file = self.handles.by_ino(ino)
+        node = file.node if file is not None else self.namespace.node(ino)
+        if node.kind is Kind.DIRECTORY:
+            raise IsDirectoryError(node.name)
+        if node.storage_class in ARCHIVE_CLASSES:
+            log.warning("%r is in storage class %s; restore it first", node.name, node.storage_class)
+            raise ArchivedError(f"{node.name!r} is archived ({node.storage_class}); restore it first")
+        return node
+
+    def _object(self, file: OpenFile) -> OpenObject:
+        """The version to read, remembered from the first open on so that all handles see the same."""
+        if file.object is None:
+            oid = ObjectId(self.namespace.key(file.node), file.node.etag)
+            file.object = OpenObject(oid, file.node.size, ReadAhead(self._readahead))
+        return file.object
+
+    async def create(self, parent: int, name: str, pid: int) -> tuple[int, Attributes]:
+        """Create a file and open it for writing. ExistsError, BadNameError, NameTooLongError, ReadOnlyError."""
+        self._check_writable()
+        key = self.namespace.new_key(parent, name)
+        await self._check_absent(parent, name)
+        node = await self.namespace.put_file(parent, name, size=0, mtime_ns=self._clock_ns(), etag=LOCAL_ETAG)
+        fh, file = self.handles.open_file(node, pid=pid, writable=True)
+        file.writer = self._new_writer(key, b"", self._condition(Condition(absent=True)))
+        return fh, self._attributes(node)
+
+    # -- reading and writing ----------------------------------------------------------------------------------------
+
+    async def read(self, ino: int, fh: int, span: Range) -> Buffer:
+        """The bytes of `span`, short only at the end of the file. StaleError, StoreError."""
+        file = self.handles.file(fh).file
+        if file.writer is not None and (file.writer.is_dirty or file.object is None):
+            return file.writer.read(span)
+        return await self._reader.read(self._object(file), span)
+
+    async def write(self, ino: int, fh: int, offset: int, data: Buffer) -> int:
+        """Take `data` at `offset`; its length. OutOfOrderError, and StoreError of what was sent before."""
+        handle = self.handles.file(fh)
+        if not handle.writable:
+            raise BadHandleError("opened for reading")
+        file = handle.file
+        async with file.turn:
+            writer = file.writer or await self._begin_rewrite(file)
+            return await writer.write(offset, data)
+
+    async def setattr(self, ino: int, changes: Changes) -> Attributes:
+        """Change what can be changed: the size, and the time. Other changes are refused unless they change nothing."""
+        self._check_writable()
+        node = self.namespace.node(ino) if self.handles.by_ino(ino) is None else self._openable(ino)
+        self._check_unchanged(node, changes)
+        if changes.size is not None:
+            node = await self._resize(ino, changes.size)
+        if changes.mtime_ns is not None and node.kind is Kind.FILE:
+            node = await self._set_time(node, changes.mtime_ns)
+        return self._attributes(node)
+
+    def _check_unchanged(self, node: Node, changes: Changes) -> None:
+        now = self._attributes(node)
+        wanted = (changes.mode if changes.mode is None else stat.S_IMODE(changes.mode), changes.uid, changes.gid)
+        have = (stat.S_IMODE(now.mode), now.uid, now.gid)
+        if any(want is not None and want != has for want, has in zip(wanted, have, strict=True)):
+            raise NotPermittedError("modes and owners are those of the mount (--file-mode, --dir-mode, --uid, --gid)")
+
+    async def _resize(self, ino: int, size: int) -> Node:
+        file = self.handles.by_ino(ino)
+        if file is not None and file.writer is not None:
+            async with file.turn:
+                await file.writer.truncate(size)
+            return file.node
+        # Nobody is writing: truncate(2) opens, truncates and closes.
+        fh = await self.open(ino, os.O_WRONLY | (0 if size else os.O_TRUNC), 0)
+        file = self.handles.file(fh).file
+        try:
+            if size:
+                await self._truncate(file, size)
+            await self._commit(file)
+            return file.node
+        finally:
+            await self.release(ino, fh)
+
+    async def _set_time(self, node: Node, mtime_ns: int) -> Node:
+        file = self.handles.by_ino(node.ino)
+        changed = await self.namespace.put_file(
+            node.parent, node.name, size=node.size, mtime_ns=mtime_ns, etag=node.etag
+        )
+        if file is not None:
+            file.node = changed
+        return changed
+
+    async def flush(self, ino: int, fh: int) -> None:
+        """close(2) of one descriptor: when this returns, what was written is in the bucket, or the error is told.
+
+        While the process that opened the file still has it open (dup, fork) it is not finished; its last close does.
+        """
+        handle = self.handles.file(fh)
+        file = handle.file
+        if not handle.writable or file.writer is None:
+            return
+        if file.writer.is_dirty and self._still_open(handle.pid, file.node.ino, file.node.name):
+            return
+        await self._commit(file)
+
+    async def fsync(self, ino: int, fh: int) -> None:
+        """What was written so far is in the bucket when this returns. StoreError."""
+        handle = self.handles.file(fh)
+        if handle.writable and handle.file.writer is not None:
+            await self._commit(handle.file)
+
+    async def release(self, ino: int, fh: int) -> None:
+        """The last descriptor is gone. Never raises: what flush could not finish is finished or logged here."""
+        file = self.handles.file(fh).file
+        try:
+            if file.handles == 1 and file.writer is not None and file.writer.is_dirty and not file.deleted:
+                await self._commit(file)
+        except LazyfsError as error:
+            log.error("%r was not uploaded: %s", file.node.name, error)
+        finally:
+            self.handles.close_file(fh)
+
+    # -- the writer's life --------------------------------------------------------------------------------------------
+
+    async def _truncate(self, file: OpenFile, size: int) -> None:
+        async with file.turn:
+            if size == 0 and file.writer is None:
+                self._start_writer(file, b"")
+                return
+            writer = file.writer or await self._begin_rewrite(file)
+            await writer.truncate(size)
+
+    async def _begin_rewrite(self, file: OpenFile) -> Writer:
+        """A writer that starts from what the object holds. NotSupportedError if that is more than one part."""
+        target = self._object(file)
+        if target.size > self._part_sizes.size(1):
+            raise NotSupportedError(f"{file.node.name!r}: changing an object over --part-size in place")
+        content = await self._reader.read(target, Range(0, target.size))
+        return self._start_writer(file, bytes(content))
+
+    def _start_writer(self, file: OpenFile, content: bytes) -> Writer:
+        target = self._object(file)
+        file.writer = self._new_writer(target.oid.key, content, self._condition(Condition(etag=target.oid.etag)))
+        return file.writer
+
+    async def _commit(self, file: OpenFile) -> None:
+        """Make the bucket and the index hold what the writer has."""
+        async with file.turn:
+            writer = file.writer
+            if writer is None or file.deleted or not (writer.is_dirty or writer.error):
+                return
+            try:
+                await writer.commit()
+            except LazyfsError as error:
+                log.error("upload of %r failed: %s", writer.key, error)
+                if file.node.is_local:
+                    await self.namespace.remove(file.node)
+                raise
+            assert writer.etag is not None
+            node = file.node
+            file.node = await self.namespace.put_file(
+                node.parent, node.name, size=writer.size, mtime_ns=node.mtime_ns, etag=writer.etag
+            )
+            file.object = None  # readers from now on read the new version
+
+    async def abandon(self) -> None:
+        """The mount ends: withdraw what programs had not finished, so that no upload stays behind."""
+        for file in self.handles.files():
+            if file.writer is not None and file.writer.is_dirty:
+                log.error("%r was still being written when the mount ended; it was not uploaded", file.writer.key)
+                await file.writer.discard()
+
+    # -- small things ---------------------------------------------------------------------------------------------
+
+    def _condition(self, condition: Condition) -> Condition:
+        """`condition` where the endpoint was seen to honour it; elsewhere last writer wins, as S3 always had it."""
+        return condition if self.policy.conditional_put else Condition()
+
+    async def _check_absent(self, parent: int, name: str) -> None:
+        try:
+            await self.namespace.lookup(parent, name)
+        except NoEntryError:
+            return
+        raise ExistsError(name)
+
+    def _check_writable(self) -> None:
+        if self.policy.read_only:
+            raise ReadOnlyError("the mount is read-only")
+
+    def _check_deletable(self) -> None:
+        self._check_writable()
+        if self.policy.no_delete:
+            raise NotPermittedError("the mount forbids deleting (--no-delete)")
+
+    def _attributes(self, node: Node) -> Attributes:
+        file = self.handles.by_ino(node.ino)
+        size = file.writer.size if file is not None and file.writer is not None else node.size
+        mtime_ns = node.mtime_ns
+        if node.kind is Kind.DIRECTORY:
+            mode, size, mtime_ns = stat.S_IFDIR | self.policy.dir_mode, 4096, self._born_ns
+        elif node.storage_class in ARCHIVE_CLASSES:
+            mode = stat.S_IFREG
+        else:
+            mode = stat.S_IFREG | self.policy.file_mode
+        return Attributes(
+            node.ino, node.kind, size, mtime_ns, mode, self.policy.uid, self.policy.gid,
+            self.namespace.lease_s(node),
+        )  # fmt: skip

@@ -1,0 +1,119 @@
+"""What is open. Bounded by what programs hold open; nothing here grows with the bucket."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import trio
+
+from lazyfs.core.errors import BadHandleError
+from lazyfs.index.base import Node
+from lazyfs.vfs.reader import OpenObject
+from lazyfs.vfs.writer import Writer
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """An inode while anybody has it open: it survives here when its name goes away."""
+
+    node: Node
+    """As it was when it was opened, and since then as our own writes made it."""
+    object: OpenObject | None = None
+    """The version that readers read; None until there is one in the bucket."""
+    writer: Writer | None = None
+    turn: trio.Lock = field(default_factory=trio.Lock)
+    """Held by whoever uses `writer`: writes, truncation, commit."""
+    handles: int = 0
+    deleted: bool = False
+
+
+@dataclass(slots=True)
+class FileHandle:
+    """One open(2)."""
+
+    file: OpenFile
+    pid: int
+    writable: bool
+
+
+@dataclass(slots=True)
+class DirectoryHandle:
+    """One opendir(3), with the batch of entries that it is reading from.
+
+    An offset is the inode number of the entry told last. `positions` finds it in `batch`, so that a listing goes on
+    where it was even if that entry has gone away meanwhile.
+    """
+
+    ino: int
+    batch: list[Node] = field(default_factory=list)
+    positions: dict[int, int] = field(default_factory=dict)
+
+    def refill(self, batch: list[Node]) -> None:
+        """Go on to the next batch."""
+        self.batch = batch
+        self.positions = {node.ino: position for position, node in enumerate(batch)}
+
+
+class Handles:
+    """Numbers for open files and directories, and the files by inode."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._files: dict[int, FileHandle] = {}
+        self._directories: dict[int, DirectoryHandle] = {}
+        self._by_ino: dict[int, OpenFile] = {}
+
+    def __len__(self) -> int:
+        return len(self._files) + len(self._directories)
+
+    def open_file(self, node: Node, *, pid: int, writable: bool) -> tuple[int, OpenFile]:
+        """A new handle on `node`; its file is shared with the handles that are open already."""
+        file = self._by_ino.get(node.ino)
+        if file is None:
+            file = self._by_ino[node.ino] = OpenFile(node)
+        file.handles += 1
+        fh = next(self._numbers)
+        self._files[fh] = FileHandle(file, pid, writable)
+        return fh, file
+
+    def file(self, fh: int) -> FileHandle:
+        """The open file with number `fh`. BadHandleError."""
+        try:
+            return self._files[fh]
+        except KeyError:
+            raise BadHandleError(f"no handle {fh}") from None
+
+    def by_ino(self, ino: int) -> OpenFile | None:
+        """The file of inode `ino`, if it is open."""
+        return self._by_ino.get(ino)
+
+    def files(self) -> list[OpenFile]:
+        """All open files."""
+        return list(self._by_ino.values())
+
+    def close_file(self, fh: int) -> OpenFile | None:
+        """Forget handle `fh`; the file, if this was its last handle."""
+        file = self._files.pop(fh).file
+        file.handles -= 1
+        if file.handles:
+            return None
+        del self._by_ino[file.node.ino]
+        return file
+
+    def open_directory(self, ino: int) -> int:
+        """A new handle on directory `ino`."""
+        fh = next(self._numbers)
+        self._directories[fh] = DirectoryHandle(ino)
+        return fh
+
+    def directory(self, fh: int) -> DirectoryHandle:
+        """The open directory with number `fh`. BadHandleError."""
+        try:
+            return self._directories[fh]
+        except KeyError:
+            raise BadHandleError(f"no handle {fh}") from None
+
+    def close_directory(self, fh: int) -> None:
+        """Forget directory handle `fh`."""
+        self._directories.pop(fh, None)

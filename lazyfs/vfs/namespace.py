@@ -1,0 +1,325 @@
+"""Names: what a path means now, and how long that may be believed.
+
+Promises that within a lease nothing here asks S3, that after it one revalidation answers everybody who waits for
+it, and that a directory never listed is answered by asking for exactly that name or that directory. Knows nothing
+of handles.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+import trio
+
+from lazyfs.core.errors import (
+    BadNameError,
+    LazyfsError,
+    NameTooLongError,
+    NoEntryError,
+    NotDirectoryError,
+    NotFoundError,
+    StaleInodeError,
+)
+from lazyfs.core.eviction import LRU
+from lazyfs.core.listing import (
+    MAX_COMPONENT_BYTES,
+    MAX_KEY_BYTES,
+    Entry,
+    component_problem,
+    file_entry,
+)
+from lazyfs.core.stats import Stats
+from lazyfs.core.types import ROOT_INO, Kind, ObjectId, ObjectInfo
+from lazyfs.index.base import Change, Node
+from lazyfs.index.database import Index
+from lazyfs.index.importer import Importer
+from lazyfs.store.base import Store
+from lazyfs.vfs.flight import SingleFlight
+
+log = logging.getLogger(__name__)
+
+MAX_NEGATIVE = 65_536
+"""Names known not to exist in directories that are not fully listed."""
+MAX_KERNEL_TIMEOUT_S = 365 * 86400.0
+_REPORTED_SKIPS = 10
+
+
+class KernelCache(Protocol):
+    """What the kernel remembers of us, and how to make it forget. Never blocks."""
+
+    def forget_entry(self, parent: int, name: str) -> None:
+        """`name` in directory `parent` no longer means what the kernel was told."""
+        ...
+
+
+class NoKernelCache:
+    """For tests and before the mount: nobody remembers anything."""
+
+    def forget_entry(self, parent: int, name: str) -> None:
+        """Nothing to forget."""
+
+
+class Namespace:
+    """The tree below the mounted prefix `root` (a key prefix, empty or ending in `/`).
+
+    `ttl_s` is the lease in seconds; infinity for data that does not change.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        store: Store,
+        root: str,
+        ttl_s: float,
+        clock_ns: Callable[[], int],
+        nursery: trio.Nursery,
+        stats: Stats,
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._root = root
+        self._ttl_ns = ttl_s * 1e9
+        self._clock_ns = clock_ns
+        self._stats = stats
+        self._nursery = nursery
+        self.kernel: KernelCache = NoKernelCache()
+        self._negative: LRU[tuple[int, str], int] = LRU()
+        self._checks: SingleFlight[tuple[int, str], None] = SingleFlight(nursery)
+        self._listings: SingleFlight[int, None] = SingleFlight(nursery)
+        self.skipped_keys = 0
+        self.importer = Importer(
+            store=store,
+            index=index,
+            root=root,
+            clock_ns=clock_ns,
+            on_changes=self._tell_kernel,
+            on_skipped=self._count_skipped,
+            stats=stats,
+        )
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: str) -> Node:
+        """What `name` in directory `parent` is. NoEntryError, StaleInodeError, StoreError."""
+        node, fresh = self._known(parent, name)
+        if not fresh:
+            await self._checks.run((parent, name), lambda: self._check(parent, name))
+            node, _ = self._known(parent, name)
+        if node is None:
+            self._told_absent(parent, name)
+            raise NoEntryError(name)
+        return node
+
+    def node(self, ino: int) -> Node:
+        """The row of `ino`, without asking whether it is still true. StaleInodeError."""
+        node = self._index.node(ino)
+        if node is None:
+            raise StaleInodeError(f"inode {ino}")
+        return node
+
+    def directory(self, ino: int) -> Node:
+        """The row of `ino`, which is a directory. NotDirectoryError, StaleInodeError."""
+        node = self.node(ino)
+        if node.kind is not Kind.DIRECTORY:
+            raise NotDirectoryError(node.name)
+        return node
+
+    async def ensure_listed(self, ino: int) -> None:
+        """Return once all entries of directory `ino` are known and their lease runs."""
+        node = self.directory(ino)
+        if not self._is_listed(node):
+            await self._listings.run(ino, lambda: self._list(ino))
+
+    def children(self, ino: int, *, after: str, limit: int) -> list[Node]:
+        """The entries of directory `ino` above entry name `after`, in order."""
+        return self._index.children(ino, after=after, limit=limit)
+
+    def is_empty(self, ino: int) -> bool:
+        """Whether directory `ino`, which is listed, has no entries."""
+        return self._index.is_empty(ino)
+
+    def key(self, node: Node) -> str:
+        """The object key of `node`; of a directory, its marker's. StaleInodeError."""
+        path = self._index.path(node.ino)
+        if path is None:
+            raise StaleInodeError(node.name)
+        return self._root + path
+
+    def new_key(self, parent: int, name: str) -> str:
+        """The key that a new file `name` in `parent` gets. BadNameError, NameTooLongError, StaleInodeError."""
+        if len(name.encode(errors="surrogateescape")) > MAX_COMPONENT_BYTES:
+            raise NameTooLongError(name)
+        problem = component_problem(name)
+        if problem is not None:
+            raise BadNameError(f"{name!r}: {problem}")
+        key = self.key(self.directory(parent)) + name
+        if len(key.encode()) > MAX_KEY_BYTES:
+            raise NameTooLongError(f"key over {MAX_KEY_BYTES} bytes")
+        return key
+
+    def lease_s(self, node: Node) -> float:
+        """For how many seconds from now `node` may be believed."""
+        if node.ino == ROOT_INO or node.is_local:
+            return MAX_KERNEL_TIMEOUT_S
+        parent = self._index.node(node.parent)
+        return self._remaining_s(max(node.checked_ns, (parent.listed_ns or 0) if parent is not None else 0))
+
+    def _remaining_s(self, proven_ns: int) -> float:
+        if math.isinf(self._ttl_ns):
+            return MAX_KERNEL_TIMEOUT_S
+        return max(0.0, min((proven_ns + self._ttl_ns - self._clock_ns()) / 1e9, MAX_KERNEL_TIMEOUT_S))
+
+    def absence_lease_s(self, parent: int, name: str) -> float:
+        """For how many seconds from now it may be believed that `name`, just looked up, does not exist."""
+        return self._remaining_s(self._negative.get((parent, name)) or 0)
+
+    def totals(self) -> tuple[int, int]:
+        """Files known, and their bytes."""
+        return self._index.files, self._index.bytes
+
+    # -- our own changes ------------------------------------------------------------------------------------------
+
+    async def put_file(self, parent: int, name: str, *, size: int, mtime_ns: int, etag: str) -> Node:
+        """A file is so now, by our own doing; its inode number stays if it had one."""
+        return await self._put(parent, Entry(name, size, mtime_ns, etag))
+
+    async def put_directory(self, parent: int, name: str) -> Node:
+        """A directory that we made, known to be empty."""
+        return await self._put(parent, Entry(name + "/"))
+
+    async def remove(self, node: Node) -> None:
+        """The entry is gone, by our own doing."""
+        await self._index.remove_entry(node.parent, node.entry)
+        self._negative.put((node.parent, node.name), self._clock_ns(), 1)
+
+    async def move(self, node: Node, parent: int, name: str, *, etag: str) -> Node:
+        """A file got another name, by our own doing; its inode number stays."""
+        self._negative.pop((parent, name))
+        self._negative.put((node.parent, node.name), self._clock_ns(), 1)
+        entry = Entry(name, node.size, node.mtime_ns, etag, node.storage_class)
+        return await self._index.move_entry(node, parent, name, entry, now_ns=self._clock_ns())
+
+    async def _put(self, parent: int, entry: Entry) -> Node:
+        self._negative.pop((parent, entry.name.removesuffix("/")))
+        return await self._index.put_entry(parent, entry, now_ns=self._clock_ns())
+
+    # -- revalidation ---------------------------------------------------------------------------------------------
+
+    def expire(self, parent: int, name: str) -> None:
+        """Somebody saw that `name` is no longer what it was: ask again, and tell the kernel."""
+        self._nursery.start_soon(self._recheck, parent, name)
+
+    def expire_key(self, oid: ObjectId) -> None:
+        """A read found that the bucket no longer has this version."""
+        above, _, name = oid.key[len(self._root) :].rpartition("/")
+        parent = self._index.find_directory(above)
+        if parent is not None:
+            self.expire(parent, name)
+
+    async def _recheck(self, parent: int, name: str) -> None:
+        await self._quietly(self._checks.run((parent, name), lambda: self._check(parent, name)))
+
+    async def _quietly(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except LazyfsError as error:  # it runs for nobody: the next who asks gets the error
+            log.debug("background check failed: %s", error)
+
+    def _known(self, parent: int, name: str) -> tuple[Node | None, bool]:
+        """What the index says of the name, and whether that may be told without asking S3."""
+        above = self.directory(parent)
+        node = self._index.child(parent, name)
+        if self._is_listed(above) or (node is not None and (node.is_local or self._in_lease(node.checked_ns))):
+            return node, True
+        denied_ns = self._negative.get((parent, name))
+        return node, node is None and denied_ns is not None and self._in_lease(denied_ns)
+
+    def _is_listed(self, node: Node) -> bool:
+        return node.listed_ns is not None and self._in_lease(node.listed_ns)
+
+    def _in_lease(self, proven_ns: int) -> bool:
+        return self._clock_ns() - proven_ns < self._ttl_ns
+
+    async def _check(self, parent: int, name: str) -> None:
+        """Ask S3 for exactly this name, as a file and as a directory at the same time."""
+        if component_problem(name):
+            self._deny(parent, name, self._clock_ns())
+            return
+        key = self.key(self.directory(parent)) + name
+        now_ns = self._clock_ns()
+        found: list[Entry] = []
+        with self._index.listing() as listing:
+            await self._ask(key, name, found)
+            applied = await self._index.apply_names(parent, (name, name + "/"), found, listing, now_ns=now_ns)
+        if not found:
+            self._deny(parent, name, now_ns)
+        self._tell_kernel(applied.changes)
+
+    async def _ask(self, key: str, name: str, found: list[Entry]) -> None:
+        async def as_file() -> None:
+            info = await self._head(key)
+            if info is not None:
+                found.append(file_entry(name, info))
+
+        async def as_directory() -> None:
+            page = await self._store.list_page(key + "/", limit=1)
+            if page.objects or page.prefixes:
+                found.append(Entry(name + "/"))
+
+        await _both(as_file, as_directory)
+
+    async def _head(self, key: str) -> ObjectInfo | None:
+        try:
+            return await self._store.head(key)
+        except NotFoundError:
+            return None
+
+    async def _list(self, ino: int) -> None:
+        node = self.directory(ino)
+        await self.importer.list_directory(self.key(node)[len(self._root) :])
+
+    def _told_absent(self, parent: int, name: str) -> None:
+        """Remember that the kernel may now believe `name` absent, since when that is proven."""
+        listed_ns = self.directory(parent).listed_ns or 0
+        self._deny(parent, name, max(listed_ns, self._negative.get((parent, name)) or 0))
+
+    def _deny(self, parent: int, name: str, now_ns: int) -> None:
+        self._negative.put((parent, name), now_ns, 1)
+        while len(self._negative) > MAX_NEGATIVE:
+            self._negative.pop_oldest()
+
+    # -- what the index learned -----------------------------------------------------------------------------------
+
+    def _tell_kernel(self, changes: Iterable[Change]) -> None:
+        """Make the kernel forget names that changed, and new ones that it may believe absent."""
+        for parent, name, ino in changes:
+            if ino or self._negative.pop((parent, name)) is not None:
+                self.kernel.forget_entry(parent, name)
+
+    def _count_skipped(self, keys: list[str]) -> None:
+        for key in keys:
+            self.skipped_keys += 1
+            if self.skipped_keys <= _REPORTED_SKIPS:
+                log.info("key %r cannot be a path and is not shown", key)
+        self._stats.add("index.skipped_keys", len(keys))
+
+
+async def _both(first: Callable[[], Awaitable[None]], second: Callable[[], Awaitable[None]]) -> None:
+    """Run both at once; the first error as itself, not in a group."""
+    errors: list[LazyfsError] = []
+
+    async def guarded(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except LazyfsError as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guarded, first)
+        nursery.start_soon(guarded, second)
+    if errors:
+        raise errors[0]

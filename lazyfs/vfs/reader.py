@@ -1,0 +1,67 @@
+"""A read of an open file: observe, take what is resident, fetch the rest, ask ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lazyfs.core.ranges import blocks_of
+from lazyfs.core.readahead import ReadAhead
+from lazyfs.core.stats import Stats
+from lazyfs.core.types import Buffer, ObjectId, Range
+from lazyfs.vfs.fetcher import Fetcher
+
+
+@dataclass(slots=True)
+class OpenObject:
+    """One version of an object while somebody has it open, shared by all its handles."""
+
+    oid: ObjectId
+    size: int
+    readahead: ReadAhead
+
+
+class Reader:
+    """Reads byte ranges of open objects.
+
+    Objects up to `whole_object_bytes` come in one GET; of larger ones exactly the blocks that a read touches, and for a
+    sequential reader more ahead of it.
+    """
+
+    def __init__(self, *, fetcher: Fetcher, whole_object_bytes: int, stats: Stats) -> None:
+        self._fetcher = fetcher
+        self._whole_object_bytes = whole_object_bytes
+        self._stats = stats
+
+    async def read(self, file: OpenObject, span: Range) -> Buffer:
+        """The bytes of `span` that the object has; short only at its end. StaleError, StoreError.
+
+        Where the one block that `span` touches is in memory this does not yield.
+        """
+        span = span.clamp(file.size)
+        if not span.size:
+            return b""
+        block_size = self._fetcher.block_size
+        blocks = blocks_of(span, block_size)
+        self._ask_ahead(file, span)
+        if len(blocks) == 1:
+            data = self._fetcher.resident(file.oid, blocks[0])
+            if data is not None:
+                self._stats.add("cache.memory.hit_bytes", span.size)
+                start = blocks[0] * block_size
+                return data[span.start - start : span.stop - start]
+        wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
+        return _cut(await self._fetcher.fetch(file.oid, file.size, wanted), span, blocks, block_size)
+
+    def _ask_ahead(self, file: OpenObject, span: Range) -> None:
+        ahead = file.readahead.observe(span, file.size)
+        if ahead.size:
+            self._fetcher.prefetch(file.oid, file.size, blocks_of(ahead, self._fetcher.block_size))
+
+
+def _cut(found: dict[int, Buffer], span: Range, blocks: range, block_size: int) -> Buffer:
+    """`span` out of the blocks that hold it."""
+    pieces = []
+    for block in blocks:
+        start = block * block_size
+        pieces.append(memoryview(found[block])[max(0, span.start - start) : span.stop - start])
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
