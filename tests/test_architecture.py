@@ -15,16 +15,6 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "lazyfs"
 MODULES = sorted(HOUSE.rglob("*.py"))
 
-# The only place of lazyfs that may name the library: a file, or a folder and all in it.
-DOORS = {
-    "pyfuse3": "fuse",
-    "diskcache": "cache/disk.py",
-    "obstore": "store/bulk.py",
-    "boto3": "store/s3.py",
-    "botocore": "store/s3.py",
-    "lxml": "store/listing.py",
-    "minio": "store/events.py",
-}
 LONGEST_MODULE = 450
 # Written in two halves, so that this file does not name them either.
 REGISTRY_HOSTS = tuple(
@@ -59,13 +49,6 @@ def test_import_contracts_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.chdir(ROOT)
     failed = lint_imports(config_filename="pyproject.toml", no_cache=True)
     assert not failed, capsys.readouterr().out
-
-
-@pytest.mark.parametrize("library", DOORS)
-def test_a_library_is_named_behind_its_door_only(library: str) -> None:
-    door = HOUSE / DOORS[library]
-    named = {path for path in MODULES for name in imported(path) if name.split(".")[0] == library}
-    assert [str(path) for path in sorted(named) if not path.is_relative_to(door)] == []
 
 
 def test_the_core_imports_the_standard_library_and_itself_only() -> None:

@@ -1,0 +1,5 @@
+"""`python -m lazyfs` is `lazyfs`."""
+
+from lazyfs.cli.main import main
+
+main()
