@@ -25,7 +25,8 @@ from obstore.store import S3Store as ObstoreStore
 from lazyfs.core.errors import NotSupportedByStoreError, PreconditionFailedError, StoreError, TruncatedError
 from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.store.answers import store_error, timed_out, unreachable
-from lazyfs.store.s3 import ControlPlane, Credentials, S3Settings
+from lazyfs.store.s3 import ControlPlane
+from lazyfs.store.settings import Credentials, S3Settings
 
 _CREDENTIALS_TTL = datetime.timedelta(minutes=5)
 # A request as a whole may last this many times the longest silence in it: a large extent on a slow line is no fault.

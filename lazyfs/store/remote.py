@@ -25,7 +25,8 @@ from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.bulk import BulkReader
 from lazyfs.store.listing import Lister
 from lazyfs.store.probe import RangeAnswer
-from lazyfs.store.s3 import ControlPlane, S3Settings
+from lazyfs.store.s3 import ControlPlane
+from lazyfs.store.settings import S3Settings
 
 log = logging.getLogger("lazyfs.store")
 

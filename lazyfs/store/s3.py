@@ -8,19 +8,16 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import unquote_plus
 
 import boto3
 import botocore.exceptions as sdk
 import trio
 import urllib3.exceptions
-from awscrt import checksums
 from botocore import UNSIGNED
 from botocore.config import Config
 
@@ -38,54 +35,17 @@ from lazyfs.core.errors import (
 from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part, Range, Upload
 from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_out, unreachable
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
+from lazyfs.store.checksum import crc32c, crc32c_of_parts
 from lazyfs.store.probe import RangeAnswer
+from lazyfs.store.settings import Credentials, S3Settings, is_aws
+
+__all__ = ["ControlPlane", "Credentials", "S3Settings", "translate"]
 
 T = TypeVar("T")
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NS = 1_000_000_000
 _PRESIGN_S = 300
 _DEFAULT_REGION = "us-east-1"
-
-
-@dataclass(frozen=True, slots=True)
-class S3Settings:
-    """Which bucket, where, as whom. What is None is found as every AWS tool finds it (environment, files, roles).
-
-    force_path_style    None: path style unless the endpoint is AWS
-    max_connections     the limit of the connection pool and of the threads that use it
-    read_timeout_s      the longest silence in a request, not the longest request
-    checksum            "crc32c" or "none"
-    sse, sse_kms_key_id server-side encryption of what is written
-    """
-
-    bucket: str
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    no_sign_request: bool = False
-    force_path_style: bool | None = None
-    requester_pays: bool = False
-    expected_bucket_owner: str | None = None
-    connect_timeout_s: float = 5.0
-    read_timeout_s: float = 30.0
-    max_connections: int = 32
-    checksum: str = "crc32c"
-    sse: str | None = None
-    sse_kms_key_id: str | None = None
-
-    @property
-    def is_directory_bucket(self) -> bool:
-        """Whether this is an S3 Express bucket, which has rules of its own."""
-        return self.bucket.endswith("--x-s3")
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Keys as they are now. They never show in a repr."""
-
-    access_key: str = field(repr=False)
-    secret_key: str = field(repr=False)
-    token: str | None = field(repr=False, default=None)
 
 
 class ControlPlane:
@@ -226,7 +186,7 @@ class ControlPlane:
         """See Store.complete_upload. S3 checks the CRC32C of the whole object, combined from those of the parts."""
         ordered = sorted(parts, key=lambda part: part.number)
         params: dict[str, Any] = dict(_conditions(condition))
-        whole = _whole_checksum(ordered)
+        whole = crc32c_of_parts(ordered)
         if whole is not None:
             params |= {"ChecksumCRC32C": whole, "ChecksumType": "FULL_OBJECT"}
         params["MultipartUpload"] = {"Parts": [_part_params(part) for part in ordered]}
@@ -317,7 +277,7 @@ class ControlPlane:
     def _checksum(self, body: Buffer) -> dict[str, str]:
         if self._settings.checksum == "none":
             return {}
-        return {"ChecksumCRC32C": _encode_crc(checksums.crc32c(body))}
+        return {"ChecksumCRC32C": crc32c(body)}
 
     def _creation(self, options: PutOptions) -> dict[str, Any]:
         params: dict[str, Any] = {"ContentType": options.content_type, "Metadata": dict(options.metadata)}
@@ -365,12 +325,6 @@ def _make_client(session: Any, settings: S3Settings) -> Any:
         return client
     client.close()  # the endpoint came from the environment or the profile
     return make("path")
-
-
-def is_aws(endpoint_url: str) -> bool:
-    """Whether the endpoint belongs to AWS, China included."""
-    host = urlsplit(endpoint_url).hostname or ""
-    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 class _translated:  # noqa: N801 - reads as a verb: `with _translated("HEAD ..."):`
@@ -457,18 +411,3 @@ def _upload_params(upload: Upload) -> dict[str, str]:
 def _part_params(part: Part) -> dict[str, Any]:
     params: dict[str, Any] = {"PartNumber": part.number, "ETag": f'"{part.etag}"'}
     return params | ({"ChecksumCRC32C": part.checksum} if part.checksum else {})
-
-
-def _whole_checksum(parts: Sequence[Part]) -> str | None:
-    """The CRC32C of the parts joined, from those of each; None if one of them is unknown."""
-    if not parts or not all(part.checksum for part in parts):
-        return None
-    crc = 0
-    for part in parts:
-        one = int.from_bytes(base64.b64decode(part.checksum), "big")
-        crc = checksums.combine_crc32c(crc, one, part.size)
-    return _encode_crc(crc)
-
-
-def _encode_crc(crc: int) -> str:
-    return base64.b64encode(crc.to_bytes(4, "big")).decode()

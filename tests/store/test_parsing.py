@@ -8,13 +8,15 @@ import pytest
 
 from lazyfs.core.errors import NoSuchUploadError, TransientStoreError
 from lazyfs.core.stats import Stats
-from lazyfs.core.types import ObjectInfo
+from lazyfs.core.types import ObjectInfo, Part
 from lazyfs.store.answers import store_error
 from lazyfs.store.bulk import BulkReader
+from lazyfs.store.checksum import crc32c, crc32c_of_parts
 from lazyfs.store.listing import parse_page
 from lazyfs.store.memory import MemoryStore
 from lazyfs.store.remote import open_s3_store
-from lazyfs.store.s3 import ControlPlane, S3Settings, is_aws
+from lazyfs.store.s3 import ControlPlane
+from lazyfs.store.settings import S3Settings, is_aws
 
 PAGE = """<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult{namespace}><Name>b</Name><IsTruncated>true</IsTruncated><EncodingType>{encoding}</EncodingType>
@@ -39,6 +41,27 @@ def test_page_of_a_server_that_does_not_encode() -> None:
 def test_key_that_is_not_utf8_survives() -> None:
     page = parse_page(PAGE.format(namespace="", encoding="url", key="%FF").encode(), "LIST")
     assert os.fsencode(page.objects[0].key) == b"\xff"
+
+
+def test_page_whose_objects_lack_what_is_optional() -> None:
+    whole = PAGE.format(namespace="", encoding="url", key="k")
+    bare = "<Contents><Key>bare</Key><LastModified>2026-11-24T16:20:06Z</LastModified><Size>1</Size></Contents>"
+    page = parse_page(whole.replace("<CommonPrefixes>", bare + "<CommonPrefixes>").encode(), "LIST")
+    assert [(info.key, info.etag, info.storage_class) for info in page.objects] == [
+        ("k", "abc-2", "GLACIER"),
+        ("bare", "", ""),
+    ]
+    with pytest.raises(TransientStoreError):
+        parse_page(whole.replace("<Size>7</Size>", "").encode(), "LIST")
+
+
+def test_checksum_of_parts_is_that_of_the_whole() -> None:
+    bodies = [b"one" * 1000, b"", b"three"]
+    parts = [Part(number, "", len(body), crc32c(body)) for number, body in enumerate(bodies, 1)]
+    assert crc32c_of_parts(parts) == crc32c(b"".join(bodies))
+    assert crc32c(b"123456789") == "4waSgw=="  # the check value of the CRC catalogue, 0xe3069283
+    assert crc32c_of_parts([]) is None
+    assert crc32c_of_parts([*parts, Part(4, "", 1)]) is None
 
 
 def test_entities_are_not_expanded() -> None:
