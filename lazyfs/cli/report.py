@@ -47,7 +47,15 @@ def rows_of(report: Report) -> Iterator[tuple[str, str]]:
     if "read_only" in report:
         yield "access", "read-only" if report["read_only"] else "read and write"
     if report.get("policy"):
-        yield "policy", ", ".join(f"{name} {_plain(value)}" for name, value in report["policy"].items())
+        yield "policy", ", ".join(_setting(name, value) for name, value in report["policy"].items())
+    if lacking := [name for name, there in (report.get("endpoint_supports") or {}).items() if not there]:
+        yield "lacking", "the server does without " + ", ".join(lacking)
+    if report.get("untuned"):
+        yield "untuned", f"{', '.join(report['untuned'])}; lazyfs doctor says what it costs"
+    if "files" in report:
+        yield "known", f"{report['files']:,} files, {format_size(report.get('bytes', 0))}"
+    if report.get("open_handles"):
+        yield "open", f"{report['open_handles']:,} files"
     if report.get("import"):
         yield "import", _import(report["import"])
     for tier in ("memory", "disk"):
@@ -77,10 +85,16 @@ def _import(progress: Report) -> str:
     parts += [f"{progress[name]:,} {name}" for name in ("objects", "directories", "requests") if name in progress]
     if progress.get("rate") and progress.get("state") == "running":
         parts.append(f"{progress['rate']:,.0f} objects/s")
+    if progress.get("error"):
+        parts.append(str(progress["error"]))
     return ", ".join(parts)
 
 
-def _plain(value: object) -> str:
+def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+        return f"{name} {'yes' if value else 'no'}"
+    if name.endswith("_size"):
+        return f"{name} {format_size(value)}"
+    if name.endswith("_s"):
+        return f"{name.removesuffix('_s')} {format_duration(value)}"
+    return f"{name} {value}"

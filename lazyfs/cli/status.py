@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -25,13 +26,22 @@ def status(mountpoint: str | None, as_json: bool) -> None:
     """
     reports = [_report(registration) for registration in _chosen(mountpoint)]
     if as_json:
-        click.echo(json.dumps(reports, indent=2))
+        click.echo(json.dumps(_standard(reports), indent=2))
     elif not reports:
         click.echo("no mounts")
     else:
         from lazyfs.cli.report import show  # noqa: PLC0415 - rich is slow to import
 
         show(reports, terminal=sys.stdout.isatty())
+
+
+def _standard(value: Any) -> Any:
+    """The value without infinity, which JSON does not have: a time without end is `indefinite`."""
+    if isinstance(value, dict):
+        return {name: _standard(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_standard(inner) for inner in value]
+    return "indefinite" if value == math.inf else value
 
 
 def _chosen(mountpoint: str | None) -> list[Registration]:

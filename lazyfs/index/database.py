@@ -46,11 +46,9 @@ class Index:
         self._local: dict[tuple[int, str], int] = {}
         self._local_sequence = 0
         self._listings: set[Listing] = set()
-        files, size = self._read.execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM node WHERE entry NOT LIKE '%/' AND entry != ''"
-        ).fetchone()
-        self.files: int = files
-        self.bytes: int = size
+        self.files: int
+        self.bytes: int
+        self.files, self.bytes = self._read.execute("SELECT files, bytes FROM total").fetchone()
 
     def close(self) -> None:
         """Let go of the file. No write is in progress."""

@@ -34,6 +34,8 @@ CREATE TABLE node (
 );
 CREATE UNIQUE INDEX node_entry ON node (parent, entry);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE total (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO total VALUES (0, 0);
 INSERT INTO node (ino, parent, entry) VALUES ({ROOT_INO}, 0, '');
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -79,10 +81,16 @@ class Transactions:
         self._db.close()
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[Applied]:
+        """All or nothing; the totals follow what the body counts in the value it is given."""
+        applied = Applied()
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield
+            yield applied
+            if applied.objects or applied.bytes:
+                self._db.execute(
+                    "UPDATE total SET files = files + ?, bytes = bytes + ?", (applied.objects, applied.bytes)
+                )
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
@@ -90,9 +98,8 @@ class Transactions:
 
     def apply_page(self, facts: PageFacts, newer: Newer, page_ns: int, began_ns: int) -> Applied:
         """Make slices true, and mark the directories that they complete; see Index.apply_page."""
-        applied = Applied()
         inos = {"": ROOT_INO}
-        with self._transaction():
+        with self._transaction() as applied:
             for piece in facts.slices:
                 ino = self._directory(piece.directory, inos, create=bool(piece.entries))
                 if ino is not None:
@@ -111,8 +118,7 @@ class Transactions:
         now_ns: int,
     ) -> Applied:
         """Make single names true; see Index.apply_names."""
-        applied = Applied()
-        with self._transaction():
+        with self._transaction() as applied:
             if self._db.execute("SELECT 1 FROM node WHERE ino = ?", (parent,)).fetchone() is None:
                 return applied
             for name in names:
@@ -124,8 +130,7 @@ class Transactions:
 
     def put_entry(self, parent: int, entry: Entry, now_ns: int) -> tuple[Node, Applied]:
         """The entry is so now; see Index.put_entry."""
-        applied = Applied()
-        with self._transaction():
+        with self._transaction() as applied:
             before = self._row(parent, entry.name)
             if before is None:
                 ino = self._insert(parent, entry, now_ns, applied)
@@ -144,15 +149,13 @@ class Transactions:
 
     def remove_entry(self, parent: int, name: str) -> Applied:
         """The entry, and all below it, is gone."""
-        applied = Applied()
-        with self._transaction():
+        with self._transaction() as applied:
             self._remove(parent, name, applied)
         return applied
 
     def move_entry(self, node: Node, parent: int, entry: Entry, now_ns: int) -> tuple[Node, Applied]:
         """The row becomes `entry` in `parent`; see Index.move_entry."""
-        applied = Applied()
-        with self._transaction():
+        with self._transaction() as applied:
             self._remove(parent, entry.name, applied)
             self._db.execute(
                 "UPDATE node SET parent = ?, entry = ?, size = ?, mtime_ns = ?, etag = ?, storage_class = ?,"
@@ -165,8 +168,7 @@ class Transactions:
 
     def remove_local(self) -> Applied:
         """Files that never reached the bucket are gone."""
-        applied = Applied()
-        with self._transaction():
+        with self._transaction() as applied:
             rows = self._db.execute("SELECT parent, entry FROM node WHERE etag = ?", (LOCAL_ETAG,)).fetchall()
             for parent, entry in rows:
                 self._remove(parent, entry, applied)
