@@ -44,6 +44,15 @@ def rows_of(report: Report) -> Iterator[tuple[str, str]]:
     bucket = f"{report['bucket']}/{report.get('prefix', '')}".rstrip("/")
     yield "bucket", f"{bucket} on {report['endpoint']}" if report.get("endpoint") else bucket
     yield "state", _state(report)
+    yield from _promises(report)
+    yield from _contents(report)
+    for name, count in (report.get("stats") or {}).items():
+        if count:
+            yield name, format_size(count) if "bytes" in name.split(".") else f"{count:,}"
+
+
+def _promises(report: Report) -> Iterator[tuple[str, str]]:
+    """What this mount does and does not do."""
     if "read_only" in report:
         yield "access", "read-only" if report["read_only"] else "read and write"
     if report.get("policy"):
@@ -52,22 +61,23 @@ def rows_of(report: Report) -> Iterator[tuple[str, str]]:
         yield "lacking", "the server does without " + ", ".join(lacking)
     if report.get("untuned"):
         yield "untuned", f"{', '.join(report['untuned'])}; lazyfs doctor says what it costs"
+
+
+def _contents(report: Report) -> Iterator[tuple[str, str]]:
+    """What it knows, keeps and is busy with."""
     if "files" in report:
         yield "known", f"{report['files']:,} files, {format_size(report.get('bytes', 0))}"
-    if report.get("open_handles"):
-        yield "open", f"{report['open_handles']:,} files"
+    if report.get("skipped_keys"):
+        yield "skipped", f"{report['skipped_keys']:,} keys that cannot be a path"
     if report.get("import"):
         yield "import", _import(report["import"])
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
+    if report.get("open_handles"):
+        yield "open", f"{report['open_handles']:,} files"
     if report.get("pending_uploads"):
         yield "uploads", f"{report['pending_uploads']} to finish"
-    if report.get("skipped_keys"):
-        yield "skipped", f"{report['skipped_keys']:,} keys that cannot be a path"
-    for name, count in (report.get("stats") or {}).items():
-        if count:
-            yield name, format_size(count) if "bytes" in name.split(".") else f"{count:,}"
 
 
 def _state(report: Report) -> str:
