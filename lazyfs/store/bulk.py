@@ -22,7 +22,13 @@ import obstore.exceptions
 import trio
 from obstore.store import S3Store as ObstoreStore
 
-from lazyfs.core.errors import NotSupportedByStoreError, PreconditionFailedError, StoreError, TruncatedError
+from lazyfs.core.errors import (
+    AccessDeniedError,
+    NotSupportedByStoreError,
+    PreconditionFailedError,
+    StoreError,
+    TruncatedError,
+)
 from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.store.answers import store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
@@ -35,6 +41,7 @@ _WHOLE_REQUEST_FACTOR = 10
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})</Message>")
+_NO_KEYS = "External AWS credential provider"
 _KIND = re.compile(r"kind: (\w+)")
 _REFUSED = re.compile(r"[\x00-\x1f\x7f]|(?:^|/)(?:\.{0,2})(?:/|$)")
 
@@ -44,12 +51,14 @@ class BulkReader:
 
     def __init__(self, settings: S3Settings, control: ControlPlane, *, limiter: trio.CapacityLimiter) -> None:
         self._limiter = limiter
+        self._provider = _Provider(control.credentials)
+        provider: Any = None if settings.no_sign_request else self._provider
         self._store = ObstoreStore(
             settings.bucket,
             config=_config(settings, control),
             client_options=_client_options(settings, control),
             retry_config={"max_retries": 0, "retry_timeout": datetime.timedelta(0)},
-            credential_provider=None if settings.no_sign_request else _provider(control.credentials),
+            credential_provider=provider,
         )
 
     @staticmethod
@@ -77,6 +86,9 @@ class BulkReader:
                 raise PreconditionFailedError(f"{what}: the object is another version now")
             body = memoryview(answer.bytes())
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
+            failure = self._provider.failure  # another thread may clear it meanwhile
+            if failure is not None and _NO_KEYS in str(error):
+                raise failure from None
             raise translate(error, what) from None
         if len(body) != span.size:
             raise TruncatedError(f"{what}: {len(body)} of {span.size} bytes arrived")
@@ -94,6 +106,8 @@ def translate(error: Exception, what: str) -> StoreError:
         return NotSupportedByStoreError(f"{what}: the endpoint answers a range with the whole object")
     if "UnexpectedRange" in text:
         return TruncatedError(f"{what}: another range arrived than was asked for")
+    if isinstance(error, obstore.exceptions.UnauthenticatedError | obstore.exceptions.PermissionDeniedError):
+        return AccessDeniedError(f"{what}: the credentials cannot be used")
     if isinstance(error, ValueError):
         return NotSupportedByStoreError(f"{what}: obstore refuses this key")
     return _broken(text, what)
@@ -144,19 +158,29 @@ def _client_options(settings: S3Settings, control: ControlPlane) -> Any:
     return options
 
 
-def _provider(credentials: Callable[[], Credentials]) -> Any:
-    """What obstore calls, in a worker thread, when it needs keys. It asks again after five minutes."""
+class _Provider:
+    """What obstore calls, in a worker thread, when it needs keys. It asks again after five minutes.
 
-    def provide() -> dict[str, Any]:
-        found = credentials()
+    obstore turns what a provider raises into text, so the error itself is kept here.
+    """
+
+    def __init__(self, credentials: Callable[[], Credentials]) -> None:
+        self._credentials = credentials
+        self.failure: StoreError | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        try:
+            found = self._credentials()
+        except StoreError as error:
+            self.failure = error
+            raise
+        self.failure = None
         return {
             "access_key_id": found.access_key,
             "secret_access_key": found.secret_key,
             "token": found.token,
             "expires_at": datetime.datetime.now(datetime.UTC) + _CREDENTIALS_TTL,
         }
-
-    return provide
 
 
 def _is_utf8(key: str) -> bool:

@@ -117,6 +117,21 @@ async def test_no_credentials(aws_environment: pytest.MonkeyPatch) -> None:
     check_text(error)
 
 
+@pytest.mark.parametrize("failure", [AccessDeniedError("the session has expired"), StoreTimeoutError("no answer")])
+async def test_credentials_that_fail_later_keep_their_error(
+    settings: Callable[[int], S3Settings], monkeypatch: pytest.MonkeyPatch, failure: StoreError
+) -> None:
+    async with opened(settings(free_port())) as store:
+
+        def fail() -> object:
+            raise failure
+
+        monkeypatch.setattr(store._bulk._provider, "_credentials", fail)
+        with pytest.raises(type(failure)) as error:
+            await store.get_range(OID, SPAN)
+        assert error.value is failure
+
+
 async def test_unknown_profile(aws_environment: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="nobody"):
         open_s3_store(S3Settings("bucket", profile="nobody"), stats=Stats())
