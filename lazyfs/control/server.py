@@ -26,6 +26,7 @@ BACKLOG = 128
 """Clients that may wait for their turn; a further one is refused by the kernel."""
 IDLE_S = 60.0
 """A silent client gives its place back after this long."""
+LAST_WORD_S = 1.0
 
 Handler: TypeAlias = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -100,7 +101,7 @@ async def _serve_client(
             if _is_allowed(stream):
                 await _converse(stream, handlers, idle_s)
             else:
-                await stream.send_all(encode_error("only the user who mounted, or root, may ask"))
+                await _hang_up(stream, "only the user who mounted, or root, may ask")
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         pass  # the client went away, or to sleep
     finally:
@@ -114,18 +115,26 @@ def _is_allowed(stream: trio.SocketStream) -> bool:
     return uid in (0, os.geteuid())
 
 
+async def _hang_up(stream: trio.SocketStream, message: str) -> None:
+    """Say why, and give the client a moment to read it: closing with its words unread would reset the connection."""
+    with trio.move_on_after(LAST_WORD_S):
+        await stream.send_all(encode_error(message))
+        await stream.send_eof()
+        while await stream.receive_some(64 * 1024):
+            pass
+
+
 async def _converse(stream: trio.SocketStream, handlers: Mapping[str, Handler], idle_s: float) -> None:
     buffer = bytearray()
     while True:
         end = buffer.find(b"\n")
         if end < 0:
             if len(buffer) > MAX_LINE:
-                await stream.send_all(encode_error(f"a request may have {MAX_LINE} bytes"))
-                return
+                return await _hang_up(stream, f"a request may have {MAX_LINE} bytes")
             with trio.fail_after(idle_s):
                 received = await stream.receive_some(64 * 1024)
             if not received:
-                return
+                return None
             buffer += received
             continue
         line = bytes(buffer[:end])
