@@ -322,11 +322,10 @@ async def test_wait_closed_outlives_the_servers_patience_and_sees_its_end(
         answers.append(await trio.to_thread.run_sync(lambda: wait_closed(path, timeout_s=30)))
 
     monkeypatch.setattr(server, "_accept", counted)
-    async with trio.open_nursery() as nursery:
-        async with serving(path, idle_s=0.02):
-            nursery.start_soon(wait)
-            await came_back.wait()
-            assert answers == []
+    async with trio.open_nursery() as nursery, serving(path, idle_s=0.02):
+        nursery.start_soon(wait)
+        await came_back.wait()
+        assert answers == []
     assert answers == [True]
 
 
