@@ -38,7 +38,7 @@ def daemonise(body: Body, *, log_file: Path) -> None:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _become_daemon(body, writer, log_descriptor)
+        _become_daemon(body, writer, log_descriptor, log_file)
     os.close(writer)
     os.close(log_descriptor)
     try:
@@ -64,12 +64,12 @@ def _judge(report: str, child: int, log_file: Path) -> None:
         raise (UsageError if answer["exit"] == 2 else StartupError)(answer["error"])
 
 
-def _become_daemon(body: Body, pipe: int, log_descriptor: int) -> NoReturn:
+def _become_daemon(body: Body, pipe: int, log_descriptor: int, log_file: Path) -> NoReturn:
     """The child's whole life: never returns into the parent's stack."""
     code = 1
     try:
         _detach(log_descriptor)
-        code = _run(body, pipe)
+        code = _run(body, pipe, log_file)
     except BaseException:
         log.exception("the daemon failed")
     finally:
@@ -89,7 +89,12 @@ def _detach(log_descriptor: int) -> None:
     os.close(log_descriptor)
 
 
-def _run(body: Body, pipe: int) -> int:
+def _first_leaf(error: BaseException) -> BaseException:
+    """What a group is about: its first error that is no group."""
+    return _first_leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _run(body: Body, pipe: int, log_file: Path) -> int:
     told = False
 
     def tell(**report: object) -> None:
@@ -111,7 +116,8 @@ def _run(body: Body, pipe: int) -> int:
         return code
     except Exception as error:
         log.exception("unexpected error")
-        tell(error=f"unexpected error: {type(error).__name__}: {error}", exit=1)
+        cause = _first_leaf(error)
+        tell(error=f"unexpected error: {type(cause).__name__}: {cause}; its log is {log_file}", exit=1)
         return 1
     if not told:
         tell(error="the daemon ended before the mount was ready", exit=1)

@@ -81,6 +81,7 @@ signal.pause()
         ),
         ("from lazyfs.core.errors import UsageError\nraise UsageError('nonsense')", 2, "nonsense"),
         ("raise ValueError('a\\nb')", 1, "unexpected error: ValueError: a b"),
+        ("raise ExceptionGroup('g', [ExceptionGroup('h', [KeyError('k')])])", 1, "unexpected error: KeyError: 'k'"),
         ("return", 1, "the daemon ended before the mount was ready"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", 1, "the daemon was killed by SIGKILL before"),
         ("import os\nos._exit(7)", 1, "the daemon ended with code 7 before"),
@@ -116,7 +117,6 @@ raise ValueError("deep")
 
 
 def test_an_error_after_ready_is_in_the_log(lazyfs: Run, mountpoint: Path, home: Path) -> None:
-    reader, writer = os.pipe()
     body = f"""
 import os
 from lazyfs.core.errors import StoreError
@@ -124,8 +124,6 @@ on_ready()
 os.write(os.open("{home}/fifo", os.O_WRONLY), b"x")
 raise StoreError("the bucket went away")
 """
-    os.close(reader)
-    os.close(writer)
     os.mkfifo(home / "fifo")
     assert lazyfs("mount", "bucket", mountpoint, before=fake(body)).returncode == 0
     with (home / "fifo").open("rb") as fifo:
