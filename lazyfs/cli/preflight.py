@@ -5,12 +5,12 @@ All raise StartupError. Nothing is left behind but the cache directory.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
-from lazyfs.cli.mounts import find_mount
+from lazyfs.cli.mounts import FS_TYPE, find_mount, is_dead
 from lazyfs.config import Config
 from lazyfs.control.private import make_private_directory
 from lazyfs.core.errors import StartupError
@@ -34,18 +34,19 @@ def preflight(config: Config) -> None:
 
 def check_mountpoint(mountpoint: Path) -> None:
     """The mount point is a directory, and nothing is mounted on it."""
+    entry = find_mount(mountpoint)
+    if entry is not None and is_dead(mountpoint):
+        raise StartupError(f"{mountpoint} is a mount whose daemon died; run: lazyfs umount {mountpoint}")
+    if entry is not None:
+        advice = f"; run: lazyfs umount {mountpoint}" if entry.fs_type == FS_TYPE else f" ({entry.fs_type})"
+        raise StartupError(f"something is mounted on {mountpoint} already{advice}")
     try:
-        is_directory = mountpoint.is_dir()
-        if not is_directory and not mountpoint.exists():
-            raise StartupError(f"the mount point {mountpoint} does not exist; run: mkdir -p {mountpoint}")
+        if not stat.S_ISDIR(mountpoint.stat().st_mode):
+            raise StartupError(f"the mount point {mountpoint} is not a directory")
+    except FileNotFoundError as error:
+        raise StartupError(f"the mount point {mountpoint} does not exist; run: mkdir -p {mountpoint}") from error
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise StartupError(f"{mountpoint} is a mount whose daemon died; run: lazyfs umount {mountpoint}") from error
-        raise StartupError(f"cannot look at the mount point {mountpoint}: {error.strerror}") from error
-    if not is_directory:
-        raise StartupError(f"the mount point {mountpoint} is not a directory")
-    if find_mount(mountpoint) is not None or mountpoint.is_mount():
-        raise StartupError(f"something is mounted on {mountpoint} already; run: lazyfs umount {mountpoint}")
+        raise StartupError(f"cannot use the mount point {mountpoint}: {error.strerror}") from error
 
 
 def check_fuse(*, allow_other: bool) -> None:

@@ -57,7 +57,9 @@ def _promises(report: Report) -> Iterator[tuple[str, str]]:
         yield "access", "read-only" if report["read_only"] else "read and write"
     if report.get("policy"):
         yield "policy", ", ".join(_setting(name, value) for name, value in report["policy"].items())
-    if lacking := [name for name, there in (report.get("endpoint_supports") or {}).items() if not there]:
+    supports = report.get("endpoint_supports") or {}
+    unneeded = ("conditional_put",) if report.get("read_only") else ()  # a read-only mount does not even try it
+    if lacking := [name for name, there in supports.items() if not there and name not in unneeded]:
         yield "lacking", "the server does without " + ", ".join(lacking)
     if report.get("untuned"):
         yield "untuned", f"{', '.join(report['untuned'])}; lazyfs doctor says what it costs"

@@ -45,6 +45,7 @@ def umount(mountpoint: str, lazy: bool, timeout: str) -> None:
     if entry.fs_type != FS_TYPE:
         raise StartupError(f"{path} is a mount of type {entry.fs_type}, not of lazyfs; left alone")
     served = registration is not None and registration.is_alive
+    # What a program still holds of a dead mount is of no use to it, and must not keep the mount.
     _detach(path, lazy=lazy or (not served and is_dead(path)))
     if registration is not None and served:
         _wait(registration, timeout_s)

@@ -14,6 +14,7 @@ import pytest
 
 from lazyfs.cli import preflight
 from lazyfs.cli.mount import write_policy
+from lazyfs.cli.mounts import FS_TYPE, MountEntry
 from lazyfs.config import Config, load
 from lazyfs.core.errors import StartupError
 
@@ -180,20 +181,21 @@ def test_mount_points_that_cannot_be(home: Path) -> None:
     for path, said in {
         home / "missing": "does not exist; run: mkdir -p",
         home / "file": "is not a directory",
-        home / "file" / "below": "does not exist",
-        Path("/proc"): "something is mounted on /proc already",
+        home / "file" / "below": "cannot use the mount point .*: Not a directory",
+        Path("/proc"): r"something is mounted on /proc already \(proc\)",
     }.items():
         with pytest.raises(StartupError, match=said):
             preflight.check_mountpoint(path)
 
 
-def test_a_dead_mount_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dead(type(Path())):  # type: ignore[misc]
-        def is_dir(self) -> bool:
-            raise OSError(107, "Transport endpoint is not connected")
-
+def test_mounted_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "find_mount", lambda path: MountEntry(path, FS_TYPE, "bucket"))
+    monkeypatch.setattr(preflight, "is_dead", lambda path: False)
+    with pytest.raises(StartupError, match="something is mounted on /mnt/x already; run: lazyfs umount /mnt/x"):
+        preflight.check_mountpoint(Path("/mnt/x"))
+    monkeypatch.setattr(preflight, "is_dead", lambda path: True)
     with pytest.raises(StartupError, match="whose daemon died; run: lazyfs umount /mnt/x"):
-        preflight.check_mountpoint(Dead("/mnt/x"))
+        preflight.check_mountpoint(Path("/mnt/x"))
 
 
 @pytest.mark.parametrize("flag", ["cache_dir", "log_file"])

@@ -130,6 +130,10 @@ def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "1,234 files, 5.0 GiB" in shown
 
 
+def test_a_read_only_mount_does_not_lack_what_writers_need() -> None:
+    assert "lacking" not in dict(rows_of({**ANSWER, "state": "mounted", "read_only": True}))
+
+
 def test_a_report_may_be_short() -> None:
     rows = dict(rows_of({"bucket": "b", "pid": 5, "state": "mounted", "import": {"state": "failed", "error": "no"}}))
     assert rows == {"bucket": "b", "state": "mounted, process 5", "import": "failed, no"}
