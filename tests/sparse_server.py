@@ -23,9 +23,7 @@ _WORD = 8
 def content(start: int, stop: int) -> bytes:
     """The bytes [start, stop) of every object: each word of eight bytes is a mix of its own index."""
     first = start // _WORD
-    words = (
-        ((index * 0x9E3779B97F4A7C15) % 2**64).to_bytes(_WORD, "big") for index in range(first, -(-stop // _WORD))
-    )
+    words = (((index * 0x9E3779B97F4A7C15) % 2**64).to_bytes(_WORD, "big") for index in range(first, -(-stop // _WORD)))
     return b"".join(words)[start - first * _WORD : stop - first * _WORD]
 
 

@@ -445,7 +445,6 @@ class FileSystem:
             mode = stat.S_IFREG
         else:
             mode = stat.S_IFREG | self.policy.file_mode
-        return Attributes(
-            node.ino, node.kind, size, mtime_ns, mode, self.policy.uid, self.policy.gid,
-            self.namespace.lease_s(node),
-        )  # fmt: skip
+        # What is being written: the kernel asks each time, or it would believe the name for long after the upload.
+        lease_s = 0.0 if node.is_local else self.namespace.lease_s(node)
+        return Attributes(node.ino, node.kind, size, mtime_ns, mode, self.policy.uid, self.policy.gid, lease_s)

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
 from minio import Minio
+
 from tests.conftest import SERVERS, new_bucket_name
 from tests.fuse.mounts import FUSECTL, SESSIONS, Mount, mounted, witness
 from tests.servers import Server

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lazyfs.control.client import call
 from minio import Minio
+
+from lazyfs.control.client import call
 from tests.servers import Server
 
 SESSIONS = ["pyfuse3"]
@@ -65,7 +66,14 @@ def lazyfs(*arguments: str | Path, env: dict[str, str], timeout_s: float = COMMA
     """The finished command `lazyfs ARGUMENTS`; its output as text."""
     command = [sys.executable, "-m", "lazyfs", *map(str, arguments)]
     return subprocess.run(
-        command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+        command,
+        env=env,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-
 from minio import Minio
+
 from tests.fuse.conftest import Mounter
 from tests.fuse.mounts import drop_page_cache, mounted
 from tests.fuse.trees import get, keys, odd_tree, put, random_bytes, read_tree, visible
@@ -35,7 +35,9 @@ def tree(client: Minio, bucket: str, server: Server) -> dict[str, bytes]:
         plain.close()
     if server.name != "moto":  # moto is slow with large bodies
         put(client, bucket, "large.bin", random_bytes(200 * MIB))
-    found = {key: get(client, bucket, key) for key in keys(client, bucket) if key not in NO_PATHS and not key.endswith("/")}
+    found = {
+        key: get(client, bucket, key) for key in keys(client, bucket) if key not in NO_PATHS and not key.endswith("/")
+    }
     found |= {key: b"" for key in odd_tree(server) if key.endswith("/")}
     return found
 
@@ -132,9 +134,7 @@ def test_a_sequential_reader_fetches_each_byte_once_in_large_requests(tmp_path: 
         assert len(gets) <= 24
 
 
-def test_mmap_and_threads_and_many_descriptors_see_the_same_bytes(
-    mount: Mounter, client: Minio, bucket: str
-) -> None:
+def test_mmap_and_threads_and_many_descriptors_see_the_same_bytes(mount: Mounter, client: Minio, bucket: str) -> None:
     data = random_bytes(3 * MIB + 17)
     put(client, bucket, "model.safetensors", data)
     m = mount("--memory", "64MiB")

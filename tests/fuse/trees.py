@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 from minio import Minio
+
 from tests.servers import Server
 
 ODD_NAMES = [
@@ -17,7 +18,7 @@ ODD_NAMES = [
     "100%25 of %2F",
     "a+b=c&d;e?f#g",
     "back\\slash",
-    "it's \"quoted\" `here`",
+    'it\'s "quoted" `here`',
     "emoji 🚀 and combining e\u0301 beside é",
     "日本語",
     "*?[glob]{x}",
