@@ -1,6 +1,6 @@
 """Cutting a growing file into multipart parts.
 
-Limits of S3: 10,000 parts, each at least 5 MiB except the last, object at most 50 TB.
+Limits of S3: 10,000 parts of 5 MiB to 5 GiB, the last may be shorter; so an object has at most 48.8 TiB.
 Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 """
 
@@ -14,18 +14,25 @@ from lazyfs.core.types import Part
 MAX_PARTS = 10_000
 MIN_PART_SIZE = 5 * 1024**2
 MAX_PART_SIZE = 5 * 1024**3
-MAX_OBJECT_SIZE = 50 * 1024**4
+MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 _GROW_EVERY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class PartSizes:
-    """Part sizes that start at `first` bytes and double every thousand parts, so that no length is too long.
+    """Part sizes that start at `first` bytes and double every thousand parts.
 
-    With 8 MiB this reaches 50 TB before part 10,000, and a short file never pays for a long one.
+    A short file never pays for a long one: a part is at most a five-hundredth of the file before it, or `first`. The
+    price is that a file whose length nobody knows beforehand cannot reach what S3 allows: with 8 MiB it ends at
+    7.8 TiB, with 64 MiB at 22 TiB, with 5 GiB at 48.8 TiB (`reach`).
     """
 
     first: int
+
+    @property
+    def reach(self) -> int:
+        """The longest file that these parts can hold."""
+        return sum(self.size(number) for number in range(1, MAX_PARTS + 1, _GROW_EVERY)) * _GROW_EVERY
 
     def size(self, number: int) -> int:
         """Bytes of part `number` (from 1) unless it is the last, which may be shorter."""

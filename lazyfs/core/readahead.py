@@ -20,8 +20,8 @@ class ReadAheadPolicy:
 
     first_window   what the second sequential read asks for ahead
     max_window     the most that one cursor may be ahead of its reader
-    bridge         a gap, or a step back, of at most this still counts as sequence: the kernel's parallel
-                   read-ahead delivers neighbouring requests slightly out of order
+    bridge         a gap, or a step back, of at most this or the read's own size still counts as sequence: the kernel's
+                   parallel read-ahead delivers neighbouring requests slightly out of order
     max_cursors    streams followed per file; the least recently used is forgotten
     """
 
@@ -33,12 +33,22 @@ class ReadAheadPolicy:
 
 @dataclass(slots=True)
 class _Cursor:
+    """One stream: reads that follow each other."""
+
     position: int
-    """Where the furthest read of this stream ended."""
-    window: int
+    """Where its furthest read ended."""
     fetched: int
-    """Up to where this stream has asked for data ahead."""
-    hits: int = 0
+    """Up to where it has been told to fetch ahead."""
+    window: int
+    """How far ahead of `position` to be."""
+    is_stream: bool = False
+    """Whether a second read has followed the first."""
+
+    def follows(self, read: Range, bridge: int) -> bool:
+        """Whether `read` continues this stream: it begins or ends within `bridge` of where the stream is. A second
+        look at the place of a single read is no sequence."""
+        near = read.start <= self.position + bridge and read.stop >= self.position - bridge
+        return near and (self.is_stream or read.stop > self.position)
 
 
 @dataclass(slots=True)
@@ -56,32 +66,29 @@ class ReadAhead:
         """
         cursor = self._find(read)
         if cursor is None:
-            self._remember(_Cursor(read.stop, 0, read.stop))
+            self._begin(read)
             return EMPTY
+        cursor.is_stream = True
         cursor.position = max(cursor.position, read.stop)
-        cursor.hits += 1
-        wanted = min(cursor.position + max(cursor.window, self.policy.first_window), size)
         start = max(cursor.fetched, cursor.position)
-        # Ask again only when half of the window is used up, so that requests stay large.
-        if wanted - start < max(cursor.window, self.policy.first_window) // 2 and wanted < size:
+        stop = min(cursor.position + cursor.window, size)
+        # Not before half of the window is used up, so that requests stay large; what is left of the file, at once.
+        if start >= stop or (stop < size and stop - start < cursor.window // 2):
             return EMPTY
-        if start >= wanted:
-            return EMPTY
-        cursor.window = min(max(cursor.window, self.policy.first_window) * 2, self.policy.max_window)
-        cursor.fetched = wanted
-        return Range(start, wanted)
+        cursor.fetched = stop
+        cursor.window = min(cursor.window * 2, self.policy.max_window)
+        return Range(start, stop)
 
     def _find(self, read: Range) -> _Cursor | None:
-        for index in range(len(self._cursors) - 1, -1, -1):
-            cursor = self._cursors[index]
-            if cursor.position - self.policy.bridge <= read.start <= cursor.position + self.policy.bridge:
-                if read.start < cursor.position and read.stop <= cursor.position and cursor.hits == 0:
-                    continue  # a second look at the same place is not a sequence
+        bridge = max(self.policy.bridge, read.size)  # large requests change places as small ones do
+        for index in reversed(range(len(self._cursors))):
+            if self._cursors[index].follows(read, bridge):
                 self._cursors.append(self._cursors.pop(index))
-                return cursor
+                return self._cursors[-1]
         return None
 
-    def _remember(self, cursor: _Cursor) -> None:
-        self._cursors.append(cursor)
+    def _begin(self, read: Range) -> None:
+        window = min(self.policy.first_window, self.policy.max_window)
+        self._cursors.append(_Cursor(position=read.stop, fetched=read.stop, window=window))
         if len(self._cursors) > self.policy.max_cursors:
             del self._cursors[0]
