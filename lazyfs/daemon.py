@@ -61,6 +61,8 @@ MAX_WINDOW = 64 * 1024**2
 CONNECTIONS = 32
 HINT_CONNECTIONS = 24
 """Demand always finds eight connections that no read-ahead holds."""
+IMPORT_WORKERS = 16
+"""LIST requests at a time; half of the connections stay for what programs wait for."""
 STARTUP_DEADLINE_S = 10.0
 REQUEST_DEADLINE_S = 60.0
 REIMPORT_S = 30.0
@@ -121,6 +123,7 @@ class _Mount:
             "import": {
                 "state": progress.state,
                 "objects": progress.objects,
+                "directories": progress.directories,
                 "requests": progress.pages,
                 "rate": progress.objects / seconds if progress.started_s and seconds > 0 else 0.0,
                 "error": progress.error,
@@ -172,7 +175,7 @@ async def _greet(bare: S3Store, config: Config, stats: Stats) -> None:
 async def _serve(mount: _Mount, on_ready: Callable[[], None], background: trio.Nursery) -> None:
     config, namespace = mount.config, mount.namespace
     if config.cache.import_mode == "wait":
-        await namespace.importer.import_all()
+        await namespace.refresh()
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, mount.session)
@@ -214,7 +217,7 @@ async def _import(namespace: Namespace) -> None:
     """Bring the whole listing in; while the endpoint is in trouble, try again. On-demand listing goes on meanwhile."""
     while True:
         try:
-            return await namespace.importer.import_all()
+            return await namespace.refresh()
         except StoreError as error:
             log.warning("listing the bucket: %s; trying again in %.0f s", error, REIMPORT_S)
         await trio.sleep(REIMPORT_S)
@@ -238,6 +241,7 @@ def _build(
         store=store,
         root=config.bucket.prefix,
         ttl_s=config.cache.metadata_ttl_s,
+        import_workers=IMPORT_WORKERS,
         clock_ns=time.time_ns,
         nursery=background,
         stats=stats,

@@ -46,8 +46,11 @@ class Slice:
     entries: list[Entry]
 
     def covers(self, name: str) -> bool:
-        """Whether this slice decides if `name` exists."""
-        return self.after < name and (self.upto is None or name <= self.upto)
+        """Whether this slice decides if `name` exists. Not if it is a directory in which the slice ends: the keys of
+        that may all come later."""
+        if self.upto is None:
+            return self.after < name
+        return self.after < name <= self.upto and not (name.endswith("/") and self.upto.startswith(name))
 
 
 @dataclass(slots=True)
@@ -128,10 +131,11 @@ def slice_of_directory(
     return Slice(directory, after, None if last else upto, entries), skipped
 
 
-def slices_of_keys(objects: Sequence[ObjectInfo], *, root: str, start: str, after: str, last: bool) -> PageFacts:
+def slices_of_keys(objects: Sequence[ObjectInfo], *, root: str, start: str, after: str, upto: str | None) -> PageFacts:
     """What one page of a recursive listing, sorted by key, says about every directory that it touches.
 
-    The listing began at relative path `start` (empty = the beginning); the previous page ended at `after`.
+    The page tells all keys in (after, upto], relative to `root`; upto None = to the end. The listing that it belongs to
+    began at `start` (empty = the beginning): directories that began before it are not completed here.
     """
     facts = PageFacts()
     base = len(root)
@@ -140,8 +144,9 @@ def slices_of_keys(objects: Sequence[ObjectInfo], *, root: str, start: str, afte
     for info in objects:
         if not _place(info, info.key[base:], entries):
             facts.skipped.append(info.key)
-    upto = None if last else (objects[-1].key[base:] if objects else after)
-    unfinished = set() if upto is None else set(ancestors(upto))
+    unfinished = [] if upto is None else ancestors(upto)
+    for directory in unfinished:  # where a key space was cut no key may lie: still nothing before the cut is a fact
+        entries.setdefault(directory, [])
     for directory, found in entries.items():
         facts.slices.append(
             Slice(

@@ -82,6 +82,11 @@ class Index:
         """Whether no entry of `parent` is known."""
         return self._read.execute("SELECT 1 FROM node WHERE parent = ? LIMIT 1", (parent,)).fetchone() is None
 
+    def has_more_than(self, parent: int, count: int) -> bool:
+        """Whether more than `count` entries of `parent` are known."""
+        row = self._read.execute("SELECT 1 FROM node WHERE parent = ? LIMIT 1 OFFSET ?", (parent, count)).fetchone()
+        return row is not None
+
     def path(self, ino: int) -> str | None:
         """The path of `ino` below the mounted prefix, directories ending in `/`; None if it is gone."""
         parts = []

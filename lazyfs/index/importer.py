@@ -1,27 +1,46 @@
 """Brings the whole bucket's listing into the index, behind the mount's back.
 
-Promises that what it applied stays true of the bucket at the time it was listed, and that the mount is right
-without it: a directory that it has not reached is listed on demand. Never holds more than one page in memory.
+Promises that what it applied was true of the bucket when that page was asked for, and that the mount is right without
+it: a directory that it has not reached is listed on demand. Several workers list different parts of the key space
+(`core.keyspace` divides it); each holds one page in memory. A killed import goes on where it was.
+
+Hard point: a directory across a cut is told in pieces. No piece alone can say that it is complete, or that it does not
+exist; so those few are settled when all pieces are there (`_settle_cuts`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lazyfs.core.listing import PageFacts, slice_of_directory, slices_of_keys
-from lazyfs.core.stats import Stats
-from lazyfs.index.base import Change
+import trio
+
+from lazyfs.core.errors import LazyfsError, StoreError
+from lazyfs.core.keyspace import KeySpace, Segment
+from lazyfs.core.listing import Entry, PageFacts, ancestors, slice_of_directory, slices_of_keys
+from lazyfs.core.types import ListPage
+from lazyfs.index.base import Applied, Change
 from lazyfs.index.database import Index
 from lazyfs.store.base import Store
+
+PAGE = 1000
+"""Keys that a LIST returns at the most; S3 has no larger page."""
+CHECKPOINT_PAGES = 50
+"""After so many pages the way that is left is written down, for a daemon that is killed."""
+RESUMABLE_S = 3600.0
+"""An unfinished import older than this begins anew: its first pages are too old to build on."""
+_STATE = "unfinished import"
 
 
 @dataclass(slots=True)
 class ImportProgress:
-    """What `status` shows. `state` is one of waiting, running, done, failed."""
+    """What `status` shows. `state` is one of waiting, running, done, failed; `pages` counts LIST requests."""
 
     state: str = "waiting"
     objects: int = 0
+    directories: int = 0
     pages: int = 0
     started_s: float = 0.0
     finished_s: float | None = None
@@ -29,7 +48,10 @@ class ImportProgress:
 
 
 class Importer:
-    """Lists everything below the mounted prefix, or one directory, and makes the index agree."""
+    """Lists everything below the mounted prefix `root`, or one directory, and makes the index agree.
+
+    `workers` is how many LIST requests go at a time.
+    """
 
     def __init__(
         self,
@@ -37,65 +59,168 @@ class Importer:
         store: Store,
         index: Index,
         root: str,
+        workers: int,
         clock_ns: Callable[[], int],
         on_changes: Callable[[list[Change]], None],
         on_skipped: Callable[[list[str]], None],
-        stats: Stats,
     ) -> None:
         self._store = store
         self._index = index
         self._root = root
+        self._workers = workers
         self._clock_ns = clock_ns
         self._on_changes = on_changes
         self._on_skipped = on_skipped
-        self._stats = stats
         self.progress = ImportProgress()
 
     async def import_all(self) -> None:
-        """Make the index agree with the whole bucket. StoreError leaves what was applied so far, which is true."""
-        progress = self.progress
-        progress.state, progress.started_s = "running", self._clock_ns() / 1e9
-        try:
-            await self._import_keys()
-        except BaseException as error:
-            progress.state, progress.error = "failed", str(error)
-            raise
-        progress.state, progress.finished_s = "done", self._clock_ns() / 1e9
+        """Make the index agree with the whole bucket. On an error what was applied so far stays, and is true.
 
-    async def _import_keys(self) -> None:
-        began_ns = self._clock_ns()
-        after, token = "", None
+        Raises LazyfsError. The progress begins anew with each call.
+        """
+        space, began_ns = self._resume()
+        self.progress = ImportProgress("running", started_s=self._clock_ns() / 1e9)
+        try:
+            await _Run(self, space, began_ns).run()
+            await self._settle_cuts(space, began_ns)
+            await self._index.set_meta(_STATE, "")
+        except BaseException as error:
+            self.progress.state, self.progress.error = "failed", str(error)
+            raise
+        self.progress.state, self.progress.finished_s = "done", self._clock_ns() / 1e9
+
+    def _resume(self) -> tuple[KeySpace, int]:
+        """What is left of an import that a killed daemon began, or all; and when that began."""
+        now_ns = self._clock_ns()
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            state = json.loads(self._index.meta(_STATE) or "")
+            if 0 <= now_ns - state["began_ns"] < RESUMABLE_S * 1e9:
+                return KeySpace.load(state["left"]), state["began_ns"]
+        return KeySpace(), now_ns
+
+    async def keep(self, space: KeySpace, began_ns: int) -> None:
+        """Write down what is left to list."""
+        await self._index.set_meta(_STATE, json.dumps({"began_ns": began_ns, "left": space.dump()}))
+
+    async def list_page(self, segment: Segment, *, began_ns: int) -> str | None:
+        """List and apply the next page of `segment`; where it ended, None for the segment's end."""
+        page_ns = self._clock_ns()
         with self._index.listing() as listing:
-            while True:
-                page_ns = self._clock_ns()
-                page = await self._store.list_page(self._root, token=token)
-                last = page.next_token is None
-                facts = slices_of_keys(page.objects, root=self._root, start="", after=after, last=last)
-                applied = await self._index.apply_page(facts, listing, page_ns=page_ns, began_ns=began_ns)
-                self._on_changes(applied.changes)
-                self._on_skipped(facts.skipped)
-                self.progress.objects += len(page.objects)
-                self.progress.pages += 1
-                if last:
-                    return
-                after = page.objects[-1].key[len(self._root) :] if page.objects else after
-                token = page.next_token
+            page = await self._store.list_page(
+                self._root, start_after=self._root + segment.cursor if segment.cursor else "", limit=PAGE
+            )
+            facts, upto = _facts(page, root=self._root, segment=segment)
+            applied = await self._index.apply_page(facts, listing, page_ns=page_ns, began_ns=began_ns)
+        self.progress.objects += len(page.objects)
+        self.progress.pages += 1
+        self._tell(applied)
+        self._on_skipped(facts.skipped)
+        return upto
+
+    async def _settle_cuts(self, space: KeySpace, began_ns: int) -> None:
+        """Complete the directories that were told in pieces, and drop those of which no piece had anything."""
+        across = sorted({directory for cut in space.cuts() for directory in ancestors(cut)}, reverse=True)
+        for directory in across:  # children before their parents
+            ino = self._index.find_directory(directory[:-1])
+            if ino is None:
+                continue
+            if directory and self._index.is_empty(ino):
+                await self._check_directory(directory)
+        complete = PageFacts([], across, [])
+        with self._index.listing() as listing:
+            await self._index.apply_page(complete, listing, page_ns=began_ns, began_ns=began_ns)
+
+    async def _check_directory(self, directory: str) -> None:
+        """Ask whether a directory exists at all."""
+        above, _, name = directory[:-1].rpartition("/")
+        now_ns = self._clock_ns()
+        with self._index.listing() as listing:
+            page = await self._store.list_page(self._root + directory, limit=1)
+            self.progress.pages += 1
+            parent = self._index.find_directory(above)
+            if parent is None:
+                return
+            found = [Entry(name + "/")] if page.objects else []
+            self._tell(await self._index.apply_names(parent, (name + "/",), found, listing, now_ns=now_ns))
 
     async def list_directory(self, path: str) -> None:
         """Make the index agree with one directory (path below the mounted prefix, empty or ending in `/`)."""
         began_ns = self._clock_ns()
-        after, token = "", None
-        with self._index.listing() as listing:
-            while True:
+        after, token, last = "", None, False
+        while not last:
+            with self._index.listing() as listing:
                 page_ns = self._clock_ns()
-                page = await self._store.list_page(self._root + path, delimiter="/", token=token)
-                last = page.next_token is None
+                page = await self._store.list_page(self._root + path, delimiter="/", token=token, limit=PAGE)
+                token, last = page.next_token, page.next_token is None
                 piece, skipped = slice_of_directory(
                     path, page.objects, page.prefixes, root=self._root, after=after, last=last
                 )
                 facts = PageFacts([piece], [path] if last else [], skipped)
                 applied = await self._index.apply_page(facts, listing, page_ns=page_ns, began_ns=began_ns)
-                self._on_changes(applied.changes)
-                if last:
-                    return
-                after, token = piece.upto or after, page.next_token
+            self._tell(applied)
+            after = piece.upto or after
+
+    def _tell(self, applied: Applied) -> None:
+        self.progress.directories += applied.directories
+        self._on_changes(applied.changes)
+
+
+class _Run:
+    """The workers of one import."""
+
+    def __init__(self, importer: Importer, space: KeySpace, began_ns: int) -> None:
+        self._importer = importer
+        self._space = space
+        self._began_ns = began_ns
+        self._moved = trio.Event()
+        """Set, and replaced, whenever the key space changed: somebody idle may find work."""
+        self._errors: list[LazyfsError] = []
+        self._pages = 0
+
+    async def run(self) -> None:
+        """List everything. The first error of a worker stops them all, and is raised as itself."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._importer._workers):  # noqa: SLF001 - one concept in two classes
+                nursery.start_soon(self._work, nursery.cancel_scope)
+        if self._errors:
+            raise self._errors[0]
+
+    async def _work(self, scope: trio.CancelScope) -> None:
+        while not self._space.done:
+            segment = self._space.take()
+            if segment is None:
+                await self._moved.wait()
+                continue
+            try:
+                await self._list(segment)
+            except LazyfsError as error:
+                self._errors.append(error)
+                scope.cancel()
+
+    async def _list(self, segment: Segment) -> None:
+        while not segment.done:
+            cursor = await self._importer.list_page(segment, began_ns=self._began_ns)
+            self._space.advance(segment, cursor)
+            self._moved.set()
+            self._moved = trio.Event()
+            self._pages += 1
+            if self._pages % CHECKPOINT_PAGES == 0:
+                await self._importer.keep(self._space, self._began_ns)
+
+
+def _facts(page: ListPage, *, root: str, segment: Segment) -> tuple[PageFacts, str | None]:
+    """What `page`, the next of `segment`, says; and up to which key, None for the end of the key space.
+
+    The segment may have been cut while the page was under way: what lies beyond its end is another's to tell.
+    """
+    objects = page.objects
+    upto = None
+    if page.next_token is not None:
+        upto = objects[-1].key[len(root) :] if objects else segment.cursor
+        if upto <= segment.cursor:
+            raise StoreError("the endpoint's listing does not advance")
+    if segment.stop is not None and (upto is None or upto >= segment.stop):
+        upto = segment.stop
+        objects = tuple(info for info in objects if info.key[len(root) :] <= upto)
+    facts = slices_of_keys(objects, root=root, start=segment.start, after=segment.cursor, upto=upto)
+    return facts, upto

@@ -223,6 +223,8 @@ class FileSystem:
 
     async def open(self, ino: int, flags: int, pid: int) -> int:
         """A handle on an existing file. ArchivedError, BusyError, ReadOnlyError, NotPermittedError, EOPNOTSUPP."""
+        if self.handles.by_ino(ino) is None:
+            await self.namespace.current(ino)
         node = self._openable(ino)
         writable = bool(flags & os.O_ACCMODE)
         if writable:

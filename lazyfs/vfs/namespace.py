@@ -35,7 +35,7 @@ from lazyfs.core.stats import Stats
 from lazyfs.core.types import ROOT_INO, Kind, ObjectId, ObjectInfo
 from lazyfs.index.base import Change, Node
 from lazyfs.index.database import Index
-from lazyfs.index.importer import Importer
+from lazyfs.index.importer import PAGE, Importer
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import SingleFlight
 
@@ -65,7 +65,11 @@ class NoKernelCache:
 class Namespace:
     """The tree below the mounted prefix `root` (a key prefix, empty or ending in `/`).
 
-    `ttl_s` is the lease in seconds; infinity for data that does not change.
+    `ttl_s` is the lease in seconds; infinity for data that does not change. `import_workers` is how many LIST requests
+    an import makes at a time.
+
+    An index from an earlier mount is believed until the first refresh has caught up with it (`refreshed`): names and
+    attributes are served at once, but a file is checked when it is opened.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Namespace:
         store: Store,
         root: str,
         ttl_s: float,
+        import_workers: int,
         clock_ns: Callable[[], int],
         nursery: trio.Nursery,
         stats: Stats,
@@ -95,11 +100,18 @@ class Namespace:
             store=store,
             index=index,
             root=root,
+            workers=import_workers,
             clock_ns=clock_ns,
             on_changes=self._tell_kernel,
             on_skipped=self._count_skipped,
-            stats=stats,
         )
+        self._refreshed = ttl_s == 0
+
+    async def refresh(self) -> None:
+        """Make the index agree with the whole bucket. LazyfsError; what was learnt so far stays."""
+        self.skipped_keys = 0
+        await self.importer.import_all()
+        self._refreshed = True
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -107,7 +119,7 @@ class Namespace:
         """What `name` in directory `parent` is. NoEntryError, StaleInodeError, StoreError."""
         node, fresh = self._known(parent, name)
         if not fresh:
-            await self._checks.run((parent, name), lambda: self._check(parent, name))
+            await self._renew(parent, name)
             node, _ = self._known(parent, name)
         if node is None:
             self._told_absent(parent, name)
@@ -119,6 +131,14 @@ class Namespace:
         node = self._index.node(ino)
         if node is None:
             raise StaleInodeError(f"inode {ino}")
+        return node
+
+    async def current(self, ino: int) -> Node:
+        """The row of `ino`, asked for anew if its lease has ended. StaleInodeError if it was replaced."""
+        node = self.node(ino)
+        if not (node.is_local or self._proven(node)):
+            await self._checks.run((node.parent, node.name), lambda: self._check(node.parent, node.name))
+            node = self.node(ino)
         return node
 
     def directory(self, ino: int) -> Node:
@@ -165,8 +185,7 @@ class Namespace:
         """For how many seconds from now `node` may be believed."""
         if node.ino == ROOT_INO or node.is_local:
             return MAX_KERNEL_TIMEOUT_S
-        parent = self._index.node(node.parent)
-        return self._remaining_s(max(node.checked_ns, (parent.listed_ns or 0) if parent is not None else 0))
+        return self._remaining_s(self._proven_ns(node))
 
     def _remaining_s(self, proven_ns: int) -> float:
         if math.isinf(self._ttl_ns):
@@ -239,10 +258,30 @@ class Namespace:
         return node, node is None and denied_ns is not None and self._in_lease(denied_ns)
 
     def _is_listed(self, node: Node) -> bool:
-        return node.listed_ns is not None and self._in_lease(node.listed_ns)
+        return node.listed_ns is not None and (not self._refreshed or self._in_lease(node.listed_ns))
+
+    def _proven(self, node: Node) -> bool:
+        return self._in_lease(self._proven_ns(node))
+
+    def _proven_ns(self, node: Node) -> int:
+        """When it was last seen that `node` is what its name means."""
+        above = self._index.node(node.parent)
+        return max(node.checked_ns, (above.listed_ns or 0) if above is not None else 0)
 
     def _in_lease(self, proven_ns: int) -> bool:
         return self._clock_ns() - proven_ns < self._ttl_ns
+
+    async def _renew(self, parent: int, name: str) -> None:
+        """Ask S3 what `name` is.
+
+        A directory that was listed before and fits a page is listed again: that costs no more than asking for one name
+        as file and as directory, and renews all its entries.
+        """
+        above = self.directory(parent)
+        if above.listed_ns is not None and not self._index.has_more_than(parent, PAGE):
+            await self.ensure_listed(parent)
+        else:
+            await self._checks.run((parent, name), lambda: self._check(parent, name))
 
     async def _check(self, parent: int, name: str) -> None:
         """Ask S3 for exactly this name, as a file and as a directory at the same time."""

@@ -213,6 +213,7 @@ async def mounted(
             store=store,
             root=root,
             ttl_s=ttl_s,
+            import_workers=4,
             clock_ns=clock,
             nursery=nursery,
             stats=stats,
@@ -303,13 +304,17 @@ class Portal:
         """Enter and leave an async context in one task of the loop, for the body of the ``with``."""
         leave, left = trio.Event(), trio.Event()
         failed: list[BaseException] = []
+        started: list[T] = []
 
         async def hold(*, task_status: trio.TaskStatus[T]) -> None:
             try:
                 async with context() as value:
+                    started.append(value)
                     task_status.started(value)
                     await leave.wait()
             except Exception as error:
+                if not started:
+                    raise
                 failed.append(error)
             finally:
                 left.set()

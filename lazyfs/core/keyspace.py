@@ -1,0 +1,111 @@
+"""Dividing a bucket's key space among workers that list it, without knowing where the keys lie.
+
+A listing is a set of *segments* of the key order, each listed page by page from its own start. A worker with nothing
+to do takes half of what is left of a busy segment: the half beyond a key in the middle (`midpoint`), found by
+arithmetic on the text. If nothing is there, one request was spent and the busy segment's end has moved nearer; so
+splits find the keys in a few steps, whether they share a thousand directories or one.
+
+Pure: the importer lists, this decides. Needs a server that lists in key order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_LOW, _HIGH, _TOP = 0x1F, 0x7F, 0x10FFFF
+_SURROGATES = range(0xD800, 0xE000)
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """The keys in (start, stop]; stop None is the end. `cursor` is how far it has been listed."""
+
+    start: str
+    stop: str | None
+    cursor: str
+    taken: bool = False
+    done: bool = False
+    proven: float = 0
+    """Full pages that it gave, halved at each cut: how much may be left of it."""
+
+
+@dataclass(slots=True)
+class KeySpace:
+    """The segments of one listing. Keys are relative to the mounted prefix."""
+
+    segments: list[Segment] = field(default_factory=lambda: [Segment("", None, "")])
+
+    @property
+    def done(self) -> bool:
+        """Whether every key has been listed."""
+        return all(segment.done for segment in self.segments)
+
+    def take(self) -> Segment | None:
+        """A segment to list: one that nobody has, or half of the busiest; None when there is nothing to share now."""
+        free = next((segment for segment in self.segments if not segment.taken and not segment.done), None)
+        if free is None:
+            free = self._split()
+        if free is not None:
+            free.taken = True
+        return free
+
+    def advance(self, segment: Segment, cursor: str | None) -> None:
+        """`segment` has been listed up to `cursor`, or to its end (None)."""
+        if cursor is None or (segment.stop is not None and cursor >= segment.stop):
+            segment.done = True
+            return
+        segment.cursor = cursor
+        segment.proven += 1
+
+    def cuts(self) -> list[str]:
+        """The keys at which segments begin, but for the first: directories above them were listed in pieces."""
+        return [segment.start for segment in self.segments if segment.start]
+
+    def _split(self) -> Segment | None:
+        busy = [segment for segment in self.segments if not segment.done and segment.proven]
+        for segment in sorted(busy, key=lambda segment: -segment.proven):
+            cut = midpoint(segment.cursor, segment.stop)
+            if cut is None:
+                continue
+            right = Segment(cut, segment.stop, cut)
+            segment.stop, segment.proven = cut, segment.proven * 0.5
+            self.segments.append(right)
+            return right
+        return None
+
+    def dump(self) -> list[tuple[str, str, str | None]]:
+        """What is left to do, as plain data: (start, cursor, stop) of each segment that is not done."""
+        return [(segment.start, segment.cursor, segment.stop) for segment in self.segments if not segment.done]
+
+    @classmethod
+    def load(cls, data: Iterable[tuple[str, str, str | None]]) -> KeySpace:
+        """The key space that `dump` described; what was done stays done."""
+        return cls([Segment(start, stop, cursor) for start, cursor, stop in data])
+
+
+def midpoint(low: str, high: str | None) -> str | None:
+    """A text strictly between `low` and `high` (None: no end), about in the middle; None if there is none to be found.
+
+    Order is by code point, which is S3's order of UTF-8 bytes. Never holds a surrogate or a control character that
+    `low` and `high` do not.
+    """
+    if high is not None and low >= high:
+        return None
+    at = 0
+    while high is not None and at < len(low) and at < len(high) and low[at] == high[at]:
+        at += 1
+    below = ord(low[at]) if at < len(low) else _LOW
+    above = ord(high[at]) if high is not None else (_HIGH if below < _HIGH else _TOP)
+    if above - below >= 2:
+        return low[:at] + _character((below + above) // 2)
+    if high is not None and at + 1 < len(high):
+        return high[: at + 1]
+    if at >= len(low):
+        return None
+    deeper = midpoint(low[at + 1 :], None)
+    return None if deeper is None else low[: at + 1] + deeper
+
+
+def _character(point: int) -> str:
+    return chr(_SURROGATES.start - 1 if point in _SURROGATES else point)
