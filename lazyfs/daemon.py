@@ -42,8 +42,9 @@ from lazyfs.store.remote import S3Store, open_s3_store
 from lazyfs.store.retrying import Retrying
 from lazyfs.store.s3 import S3Settings
 from lazyfs.vfs.fetcher import Fetcher
-from lazyfs.vfs.filesystem import FileSystem, Policy
+from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
+from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.procfs import still_open
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.slots import Slots

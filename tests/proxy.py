@@ -54,67 +54,75 @@ class Proxy:
         return sum(not kinds or one.kind in kinds for one in list(self.seen))
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    proxy: Proxy
+    target: str
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _TIMEOUT_S
+    server: _Listener
+
+    def _pass(self) -> None:
+        address = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
+        seen = Seen(self.command, urllib.parse.unquote(address.path), query, self.headers.get("Range"))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        proxy = self.server.proxy
+        proxy.seen.append(seen)
+        event = proxy.hold(seen)
+        if event is not None:
+            event.wait(_TIMEOUT_S)
+        refused = proxy.refuse(seen)
+        if refused is not None:
+            status, code = refused
+            self._answer(status, {}, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode())
+        else:
+            self._forward(body)
+
+    def _forward(self, body: bytes) -> None:
+        onward = http.client.HTTPConnection(self.server.target, timeout=_TIMEOUT_S)
+        with contextlib.closing(onward):
+            onward.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() != "expect":
+                    onward.putheader(name, value)
+            onward.endheaders(body or None)
+            answer = onward.getresponse()
+            self._answer(answer.status, dict(answer.getheaders()), answer.read())
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        length = str(len(body))
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() == "content-length":
+                length = value  # of a HEAD: the object's
+            elif name.lower() not in _HOP_BY_HOP:
+                self.send_header(name, value)
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass  # noqa: N815 - http.server's names
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            super().handle()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+        pass
+
+
 @contextlib.contextmanager
 def proxied(server: Server) -> Iterator[Proxy]:
     """A proxy in front of `server`; `Proxy.server` is the server to use through it."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = _TIMEOUT_S
-
-        def _pass(self) -> None:
-            address = urllib.parse.urlsplit(self.path)
-            query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
-            seen = Seen(self.command, urllib.parse.unquote(address.path), query, self.headers.get("Range"))
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            proxy.seen.append(seen)
-            event = proxy.hold(seen)
-            if event is not None:
-                event.wait(_TIMEOUT_S)
-            refused = proxy.refuse(seen)
-            if refused is not None:
-                status, code = refused
-                self._answer(status, {}, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode())
-                return
-            onward = http.client.HTTPConnection(target, timeout=_TIMEOUT_S)
-            with contextlib.closing(onward):
-                onward.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                for name, value in self.headers.items():
-                    if name.lower() != "expect":
-                        onward.putheader(name, value)
-                onward.endheaders(body or None)
-                answer = onward.getresponse()
-                self._answer(answer.status, dict(answer.getheaders()), answer.read())
-
-        def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-            length = str(len(body))
-            self.send_response_only(status)
-            for name, value in headers.items():
-                if name.lower() == "content-length":
-                    length = value  # of a HEAD: the object's
-                elif name.lower() not in _HOP_BY_HOP:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass  # noqa: N815 - http.server's names
-
-        def handle(self) -> None:
-            with contextlib.suppress(OSError):
-                super().handle()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-            pass
-
-    class Listener(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-    target = server.endpoint_url.removeprefix("http://")
-    with Listener(("127.0.0.1", 0), Handler) as listener:
+    with _Listener(("127.0.0.1", 0), _Handler) as listener:
         proxy = Proxy(replace(server, endpoint_url=f"http://127.0.0.1:{listener.server_address[1]}"))
+        listener.proxy, listener.target = proxy, server.endpoint_url.removeprefix("http://")
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:

@@ -205,7 +205,7 @@ class Adapter(pyfuse3.Operations):
 
     @_door
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        """A handle. The kernel keeps its pages always: an inode is one version, so they cannot be another's."""
+        """A handle. The kernel keeps its pages: an inode is one version, so they cannot be another's."""
         return self._opened(inode, await self._fs.open(inode, flags, ctx.pid))
 
     @_door
@@ -218,7 +218,7 @@ class Adapter(pyfuse3.Operations):
 
     def _opened(self, ino: int, fh: int) -> FileInfo:
         self._ino_of[fh] = ino
-        return FileInfo(fh=fh, keep_cache=True)
+        return FileInfo(fh=fh, keep_cache=self._fs.keeps_pages(ino))
 
     @_door
     async def read(self, fh: FileHandleT, off: int, size: int) -> Buffer:  # type: ignore[override]

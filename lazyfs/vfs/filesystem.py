@@ -25,7 +25,6 @@ from lazyfs.core.errors import (
     NotEmptyError,
     NotPermittedError,
     NotSupportedError,
-    ReadOnlyError,
     StaleInodeError,
 )
 from lazyfs.core.parts import PartSizes
@@ -35,6 +34,7 @@ from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.store.base import Store
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
+from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import OpenObject, Reader
 from lazyfs.vfs.writer import Writer
 
@@ -44,20 +44,6 @@ ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 READDIR_BATCH = 512
 MAX_COPY_BYTES = 5 * 1024**3
 """The largest object that one server-side copy takes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What the mount allows, and how its files look."""
-
-    read_only: bool
-    no_overwrite: bool
-    no_delete: bool
-    conditional_put: bool
-    uid: int
-    gid: int
-    file_mode: int
-    dir_mode: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +89,8 @@ class FileSystem:
         self._born_ns = clock_ns()
         """The time of every directory: a bucket knows none, and it must not change under the kernel."""
         self._still_open = still_open
+        self._spoiled: set[int] = set()
+        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed."""
 
     # -- names ----------------------------------------------------------------------------------------------------
 
@@ -151,7 +139,7 @@ class FileSystem:
 
     async def make_directory(self, parent: int, name: str) -> Attributes:
         """Create a directory and its marker object. ExistsError."""
-        self._check_writable()
+        self.policy.check_writable()
         key = self.namespace.new_key(parent, name)
         await self._check_absent(parent, name)
         await self._store.put(key + "/", b"")
@@ -159,7 +147,7 @@ class FileSystem:
 
     async def remove_directory(self, parent: int, name: str) -> None:
         """Remove an empty directory and its marker. NotEmptyError, NotDirectoryError."""
-        self._check_deletable()
+        self.policy.check_deletable()
         node = await self.namespace.lookup(parent, name)
         if node.kind is not Kind.DIRECTORY:
             raise NotDirectoryError(name)
@@ -171,7 +159,7 @@ class FileSystem:
 
     async def unlink(self, parent: int, name: str) -> None:
         """Delete a file. Who has it open keeps what is resident; what was being written is thrown away."""
-        self._check_deletable()
+        self.policy.check_deletable()
         node = await self.namespace.lookup(parent, name)
         if node.kind is Kind.DIRECTORY:
             raise IsDirectoryError(name)
@@ -187,7 +175,7 @@ class FileSystem:
 
     async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool) -> None:
         """Give a file another name: a server-side copy and a delete. CrossDeviceError where the caller must copy."""
-        self._check_writable()
+        self.policy.check_writable()
         node = await self.namespace.lookup(parent, name)
         key = self.namespace.new_key(new_parent, new_name)
         file = self.handles.by_ino(node.ino)
@@ -216,8 +204,8 @@ class FileSystem:
             raise ExistsError(target.name)
         if target.kind is Kind.DIRECTORY:
             raise IsDirectoryError(target.name)
-        if self.policy.no_overwrite and target.ino != node.ino:
-            raise NotPermittedError("the mount forbids overwriting (--no-overwrite)")
+        if target.ino != node.ino:
+            self.policy.check_replaceable()
 
     # -- opening --------------------------------------------------------------------------------------------------
 
@@ -228,9 +216,8 @@ class FileSystem:
         node = self._openable(ino)
         writable = bool(flags & os.O_ACCMODE)
         if writable:
-            self._check_writable()
-            if self.policy.no_overwrite:
-                raise NotPermittedError("the mount forbids overwriting (--no-overwrite)")
+            self.policy.check_writable()
+            self.policy.check_replaceable()
         current = self.handles.by_ino(ino)
         if node.is_local and (current is None or current.writer is None):
             raise BusyError(f"{node.name!r} is not finished")
@@ -244,6 +231,12 @@ class FileSystem:
             self.handles.close_file(fh)
             raise
         return fh
+
+    def keeps_pages(self, ino: int) -> bool:
+        """Whether the kernel, opening `ino` now, may keep what it has cached of it."""
+        kept = ino not in self._spoiled
+        self._spoiled.discard(ino)
+        return kept
 
     def _openable(self, ino: int) -> Node:
         file = self.handles.by_ino(ino)
@@ -264,7 +257,7 @@ class FileSystem:
 
     async def create(self, parent: int, name: str, pid: int) -> tuple[int, Attributes]:
         """Create a file and open it for writing. ExistsError, BadNameError, NameTooLongError, ReadOnlyError."""
-        self._check_writable()
+        self.policy.check_writable()
         key = self.namespace.new_key(parent, name)
         await self._check_absent(parent, name)
         node = await self.namespace.put_file(parent, name, size=0, mtime_ns=self._clock_ns(), etag=LOCAL_ETAG)
@@ -293,7 +286,7 @@ class FileSystem:
 
     async def setattr(self, ino: int, changes: Changes) -> Attributes:
         """Change what can be changed: the size, and the time. Other changes are refused unless they change nothing."""
-        self._check_writable()
+        self.policy.check_writable()
         node = self.namespace.node(ino) if self.handles.by_ino(ino) is None else self._openable(ino)
         self._check_unchanged(node, changes)
         if changes.size is not None:
@@ -356,14 +349,18 @@ class FileSystem:
 
     async def release(self, ino: int, fh: int) -> None:
         """The last descriptor is gone. Never raises: what flush could not finish is finished or logged here."""
-        file = self.handles.file(fh).file
+        handle = self.handles.file(fh)
+        file = handle.file
+        last_writer = handle.writable and file.writers == 1
         try:
-            if file.handles == 1 and file.writer is not None and file.writer.is_dirty and not file.deleted:
+            if last_writer and file.writer is not None and file.writer.is_dirty and not file.deleted:
                 await self._commit(file)
         except LazyfsError as error:
             log.error("%r was not uploaded: %s", file.node.name, error)
         finally:
             self.handles.close_file(fh)
+            if not file.writers:
+                file.writer = None  # whoever writes next begins anew, also while others go on reading
 
     # -- the writer's life --------------------------------------------------------------------------------------------
 
@@ -398,6 +395,7 @@ class FileSystem:
                 await writer.commit()
             except LazyfsError as error:
                 log.error("upload of %r failed: %s", writer.key, error)
+                self._spoiled.add(file.ino)
                 if file.node.is_local:
                     await self.namespace.remove(file.node)
                 raise
@@ -407,6 +405,9 @@ class FileSystem:
                 node.parent, node.name, size=writer.size, mtime_ns=node.mtime_ns, etag=writer.etag
             )
             file.object = None  # readers from now on read the new version
+            if file.node.ino != file.ino:  # replaced by somebody while it was written, and now by us
+                self._spoiled.add(file.node.ino)
+                self.namespace.kernel.forget_entry(node.parent, node.name)
 
     async def abandon(self) -> None:
         """The mount ends: withdraw what programs had not finished, so that no upload stays behind."""
@@ -428,18 +429,10 @@ class FileSystem:
             return
         raise ExistsError(name)
 
-    def _check_writable(self) -> None:
-        if self.policy.read_only:
-            raise ReadOnlyError("the mount is read-only")
-
-    def _check_deletable(self) -> None:
-        self._check_writable()
-        if self.policy.no_delete:
-            raise NotPermittedError("the mount forbids deleting (--no-delete)")
-
     def _attributes(self, node: Node) -> Attributes:
         file = self.handles.by_ino(node.ino)
-        size = file.writer.size if file is not None and file.writer is not None else node.size
+        writer = file.writer if file is not None else None
+        size = writer.size if writer is not None and writer.error is None else node.size
         mtime_ns = node.mtime_ns
         if node.kind is Kind.DIRECTORY:
             mode, size, mtime_ns = stat.S_IFDIR | self.policy.dir_mode, 4096, self._born_ns

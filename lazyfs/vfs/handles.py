@@ -25,7 +25,14 @@ class OpenFile:
     turn: trio.Lock = field(default_factory=trio.Lock)
     """Held by whoever uses `writer`: writes, truncation, commit."""
     handles: int = 0
+    writers: int = 0
+    """How many of the handles may write."""
     deleted: bool = False
+    ino: int = field(init=False)
+    """As the kernel knows it. The name may have got another inode since, from whoever replaced the object meanwhile."""
+
+    def __post_init__(self) -> None:
+        self.ino = self.node.ino
 
 
 @dataclass(slots=True)
@@ -73,6 +80,7 @@ class Handles:
         if file is None:
             file = self._by_ino[node.ino] = OpenFile(node)
         file.handles += 1
+        file.writers += writable
         fh = next(self._numbers)
         self._files[fh] = FileHandle(file, pid, writable)
         return fh, file
@@ -94,11 +102,13 @@ class Handles:
 
     def close_file(self, fh: int) -> OpenFile | None:
         """Forget handle `fh`; the file, if this was its last handle."""
-        file = self._files.pop(fh).file
+        handle = self._files.pop(fh)
+        file = handle.file
         file.handles -= 1
+        file.writers -= handle.writable
         if file.handles:
             return None
-        del self._by_ino[file.node.ino]
+        del self._by_ino[file.ino]
         return file
 
     def open_directory(self, ino: int) -> int:

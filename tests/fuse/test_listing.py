@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import subprocess
 import threading
@@ -149,9 +148,8 @@ def test_a_replaced_object_is_never_mixed_with_the_new_one(mount: Mounter, clien
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         assert os.pread(file.fileno(), 4096, 0) == b"1" * 4096
         put(client, bucket, "shard", b"2" * (size + 5))
-        with pytest.raises(OSError) as raised:
+        with pytest.raises(OSError, match="Stale"):
             os.pread(file.fileno(), 4096, 2 * MIB)
-        assert raised.value.errno == errno.ESTALE
         assert os.pread(file.fileno(), 4096, 8192) == b"1" * 4096, "resident: still the version that was opened"
         with (m / "shard").open("rb") as new:
             assert new.read() == b"2" * (size + 5)
@@ -184,10 +182,7 @@ def test_same_size_and_new_content_is_not_served_from_the_page_cache(
 def test_each_stable_entry_is_told_once_while_others_come_and_go(
     mount: Mounter, server: Server, client: Minio, bucket: str
 ) -> None:
-    if server.name == "moto":
-        count = 700  # moto takes 3 ms an object
-    else:
-        count = 3_000
+    count = 700 if server.name == "moto" else 3000  # moto takes 3 ms an object
     plain = server.client()
     stable = {f"stable-{number:05}" for number in range(count)}
     for name in sorted(stable):
@@ -213,7 +208,7 @@ def test_each_stable_entry_is_told_once_while_others_come_and_go(
     thread = threading.Thread(target=churn)
     thread.start()
     try:
-        for _ in range(3):
+        for _ in range(2):
             seen: Counter[str] = Counter()
             with os.scandir(folder) as entries:
                 for number, entry in enumerate(entries):

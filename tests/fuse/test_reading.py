@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -130,7 +131,7 @@ def test_a_sequential_reader_fetches_each_byte_once_in_large_requests(tmp_path: 
         gets = sorted(sparse.gets)
         assert gets[0][0] == 0
         assert gets[-1][1] == size
-        assert all(before[1] == after[0] for before, after in zip(gets, gets[1:], strict=False)), gets
+        assert all(before[1] == after[0] for before, after in pairwise(gets)), gets
         assert len(gets) <= 24
 
 
