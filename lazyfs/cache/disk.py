@@ -2,17 +2,22 @@
 
 Promises that what `get_many` returns was stored for exactly that object, version and block, whatever happened to
 the directory: each value begins with a header that names them and carries a CRC32C of the data. Anything wrong with
-the directory is a miss and one warning; after `RETRY_S` it is tried again.
+the directory is a miss and one warning; after `RETRY_S` it is tried again. Its files are their owner's alone.
 
-Never unpickles: the Disk subclass stores and returns bytes and refuses the rest. diskcache keeps one SQLite
-connection a thread, so all calls run on this tier's own few threads and never on the main one.
+Never unpickles: the Disk subclass stores and returns bytes and refuses the rest.
+
+Hard point: diskcache keeps one SQLite connection a thread, so all calls run on this tier's own few threads and never
+on the main one, and each thread closes its own connection when it learns that the cache was opened anew (`_use`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import math
 import os
+import re
 import shutil
 import sqlite3
 import struct
@@ -22,49 +27,64 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import diskcache
 import trio
 from awscrt.checksums import crc32c
-from diskcache.core import MODE_BINARY, MODE_RAW
+from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW
 
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_FileId: TypeAlias = tuple[int, int]
 
 THREADS = 4
 MAX_PENDING_BYTES = 64 * 1024**2
 """Blocks waiting to be written; more are dropped, since a cache may forget."""
 RETRY_S = 30.0
 FREE_FLOOR = 0.02
-"""The fraction of the file system that is always left free."""
+"""The fraction of the file system that is always left free: the cache gives way when others fill it."""
 _INLINE_BYTES = 4096
 _LOCK_TIMEOUT_S = 2.0
+_WRITE_ATTEMPTS = 10
+_FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 _MAGIC = b"lfs1"
 _HEADER = struct.Struct("<4sIII")  # magic, identity length, data length, CRC32C of the data
 
 
 class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
-    """Stores a header and a buffer as one file, without joining them; knows no other type."""
+    """Stores a header and a buffer as one file, without joining them; knows no other type.
+
+    What the database says is not believed: a mode that is not ours is refused, and so is a file name that diskcache did
+    not make, or a planted row could have any file read or removed.
+    """
 
     def store(self, value: tuple[bytes, Buffer], read: bool, key: Any = None) -> tuple[int, int, str | None, Any]:
         header, data = value
         if len(header) + len(data) < _INLINE_BYTES:
             return 0, MODE_RAW, None, sqlite3.Binary(header + data)
         filename, path = self.filename()
-        self._write(path, iter(value), "xb")
+        try:
+            self._write(path, value)
+        except BaseException:
+            self.remove(filename)  # half a file would take the room that is missing
+            raise
         return len(header) + len(data), MODE_BINARY, filename, None
 
     def fetch(self, mode: int, filename: str, value: Any, read: bool) -> bytes:
         if mode == MODE_RAW and isinstance(value, bytes):
             return value
-        if mode == MODE_BINARY:
+        if mode == MODE_BINARY and _FILENAME.fullmatch(filename):
             with open(os.path.join(self._directory, filename), "rb") as file:
                 return file.read()
         raise ValueError("not a block")
+
+    def remove(self, file_path: str) -> None:
+        if _FILENAME.fullmatch(file_path):
+            super().remove(file_path)
 
     def put(self, key: bytes) -> tuple[Any, bool]:
         return sqlite3.Binary(key), True
@@ -73,6 +93,30 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
         if not raw:
             raise ValueError("not a block")
         return bytes(key)
+
+    def _write(self, path: str, pieces: Iterable[Buffer]) -> None:
+        """A new file for its owner alone, in two levels of directories that are made when they are missing."""
+        inner = os.path.dirname(path)
+        for _ in range(_WRITE_ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):  # another thread removes directories that become empty
+                for directory in (os.path.dirname(inner), inner):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(directory, 0o700)
+                with open(path, "xb", opener=_private) as file:
+                    file.writelines(pieces)
+                return
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._directory)
+
+
+class _Cache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
+    """Closes its connection when it cannot be opened."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        try:
+            super().__init__(*args, **settings)
+        except BaseException:
+            self.close()
+            raise
 
 
 def encode_block(identity: bytes, data: Buffer) -> bytes:
@@ -95,26 +139,42 @@ def decode_block(identity: bytes, value: bytes) -> memoryview | None:
 class DiskTier:
     """Blocks on a local disk, at most `limit_bytes`, shared by every mount that is given the same directory.
 
-    `scope` names endpoint and bucket, so that mounts of different buckets never see each other's blocks.
-    Use as ``async with``: leaving it writes what is pending.
+    `scope` names whatever else a block depends on (endpoint, bucket, block size), so that mounts which differ in it
+    never see each other's blocks. `clock` tells monotonic seconds. Use as ``async with``: leaving it writes what is
+    pending.
     """
 
-    def __init__(self, *, directory: Path, limit_bytes: int, scope: str, stats: Stats) -> None:
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        limit_bytes: int,
+        scope: str,
+        stats: Stats,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._directory = directory
         self._limit_bytes = limit_bytes
         self._scope = scope
         self._stats = stats
-        self._cache: Any = None
-        self._opening = threading.Lock()
-        self._off_until_s = 0.0
-        self._warned = False
+        self._clock = clock
+        self._lock = threading.Lock()
+        """Guards the four below, which the tier's threads share."""
+        self._cache: _Cache | None = None
+        self._database: _FileId | None = None
+        """Which database `_cache` has open; another one at its place means that the directory was exchanged."""
+        self._off_until_s = -math.inf
+        self._told: set[str] = set()
+        """What was warned of and is not over."""
+        self._mine = threading.local()
+        """`cache`: the cache that this thread has a connection to."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lazyfs-disk")
         self._pending_bytes = 0
         self._idle = trio.Event()
         self._idle.set()
 
     async def __aenter__(self) -> DiskTier:
-        await self._call(lambda: self._guard(self._open, None))
+        await self._call(lambda: self._guard(lambda _: None, None))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -130,12 +190,12 @@ class DiskTier:
 
     async def used_bytes(self) -> int:
         """Bytes on disk now."""
-        return await self._call(lambda: self._guard(lambda: int(self._cache.volume()), 0))
+        return await self._call(lambda: self._guard(lambda cache: int(cache.volume()), 0))
 
     async def get_many(self, oid: ObjectId, blocks: Sequence[int]) -> dict[int, Buffer]:
         """Those of `blocks` that are here and whole. Never raises."""
         nothing: dict[int, Buffer] = {}
-        found = await self._call(lambda: self._guard(lambda: self._get(oid, blocks), nothing))
+        found = await self._call(lambda: self._guard(lambda cache: self._get(cache, oid, blocks), nothing))
         self._stats.add("cache.disk.hit_blocks", len(found))
         self._stats.add("cache.disk.hit_bytes", sum(len(data) for data in found.values()))
         return found
@@ -153,7 +213,7 @@ class DiskTier:
 
         def work() -> None:
             try:
-                self._guard(lambda: self._put(oid, blocks), None)
+                self._guard(lambda cache: self._put(cache, oid, blocks), None)
             finally:
                 token.run_sync_soon(self._written, size)
 
@@ -166,90 +226,135 @@ class DiskTier:
 
     # -- in the tier's threads ------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        """Open the directory unless it is open."""
-        with self._opening:
-            if self._cache is not None:
-                return
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._cache = diskcache.Cache(
-                os.fspath(self._directory),
-                timeout=_LOCK_TIMEOUT_S,
-                disk=_BytesDisk,
-                size_limit=self._limit_bytes,
-                # "stored" needs no write on a read; docs/decisions/002-ssd-tier.md
-                eviction_policy="least-recently-stored",
-                disk_min_file_size=_INLINE_BYTES,
-            )
-
-    def _get(self, oid: ObjectId, blocks: Iterable[int]) -> dict[int, Buffer]:
+    def _get(self, cache: _Cache, oid: ObjectId, blocks: Iterable[int]) -> dict[int, Buffer]:
         found: dict[int, Buffer] = {}
         for block in blocks:
             identity = self._identity(oid, block)
-            value = self._cache.get(_key(identity))
+            try:
+                value = cache.get(_key(identity))
+            except (ValueError, TypeError):  # a row that is not ours
+                value = b""
             if value is None:
                 continue
             data = decode_block(identity, value)
             if data is None:
-                log.warning("cache %s: damaged block %d of %r dropped", self._directory, block, oid.key)
-                self._cache.delete(_key(identity))
+                self._stats.add("cache.disk.damaged_blocks")
+                self._tell("damaged", f"damaged block {block} of {oid.key!r} dropped; more are only counted")
+                cache.delete(_key(identity))
             else:
                 found[block] = data
         return found
 
-    def _put(self, oid: ObjectId, blocks: dict[int, Buffer]) -> None:
-        usage = shutil.disk_usage(self._directory)
-        if usage.free < usage.total * FREE_FLOOR:
+    def _put(self, cache: _Cache, oid: ObjectId, blocks: dict[int, Buffer]) -> None:
+        size, usage, volume = sum(map(len, blocks.values())), shutil.disk_usage(self._directory), cache.volume()
+        # Room is made before it is needed: a disk that is full to the brim must not end the cache's renewal.
+        room = min(self._limit_bytes, volume + usage.free - int(usage.total * FREE_FLOOR)) - size
+        if volume > room:
+            cache.size_limit = max(0, room)
+            cache.cull()
+        if room < 0:
             self._stats.add("cache.disk.no_space")
-            self._cache.cull()
             return
-        for block, data in blocks.items():
-            identity = self._identity(oid, block)
-            self._cache.set(_key(identity), (encode_block(identity, data), data))
+        try:
+            for block, data in blocks.items():
+                identity = self._identity(oid, block)
+                cache.set(_key(identity), (encode_block(identity, data), data))
+        except (OSError, sqlite3.OperationalError) as error:
+            if not _is_full(error):
+                raise
+            self._stats.add("cache.disk.no_space")  # what is there can still be read
+            self._tell("full", f"{error}; nothing is added")
 
     def _identity(self, oid: ObjectId, block: int) -> bytes:
         return f"{self._scope}\0{oid.key}\0{oid.etag}\0{block}".encode()
 
-    def _guard(self, work: Callable[[], T], otherwise: T) -> T:
-        """The result of `work`, or `otherwise` while the disk is in trouble."""
-        now_s = time.monotonic()
-        if now_s < self._off_until_s:
+    def _guard(self, work: Callable[[_Cache], T], otherwise: T) -> T:
+        """The result of `work`, or `otherwise` while the disk is in trouble. Never raises."""
+        if self._clock() < self._off_until_s:
             return otherwise
+        cache: _Cache | None = None
         try:
-            self._open()
-            result = work()
+            cache = self._opened()
+            result = work(cache)
         except diskcache.Timeout:
-            return otherwise  # another process holds the lock; a miss
-        except (OSError, sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            self._off_until_s = now_s + RETRY_S
-            self._cache = None
-            if not self._warned:
-                log.warning("cache %s: %s; going on without it", self._directory, error)
-            self._warned = True
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                self._set_aside()
+            return otherwise  # another process holds the lock
+        except Exception as error:  # noqa: BLE001 - whatever a cache directory holds, a reader must not feel it
+            self._trouble(cache, error)
             return otherwise
-        self._warned = False
+        self._told.discard("trouble")
         return result
 
+    def _opened(self) -> _Cache:
+        """The cache, opened if it is not; a connection that this thread has to an earlier one is closed."""
+        with self._lock:
+            if self._cache is None:
+                self._open()
+            elif self._database != _file_id(self._directory / DBNAME):
+                raise FileNotFoundError(errno.ENOENT, "it was removed")
+            cache = self._cache
+        assert cache is not None
+        self._use(cache)
+        return cache
+
+    def _open(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        database = self._directory / DBNAME
+        # SQLite gives its other files the mode of this one; an empty file is an empty database.
+        os.close(_private(os.fspath(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
+        self._database = _file_id(database)
+        self._cache = _Cache(
+            os.fspath(self._directory),
+            timeout=_LOCK_TIMEOUT_S,
+            disk=_BytesDisk,
+            cull_limit=0,  # `_put` makes room
+            # "stored" needs no write on a read; docs/decisions/002-ssd-tier.md
+            eviction_policy="least-recently-stored",
+            disk_min_file_size=_INLINE_BYTES,
+        )
+
+    def _use(self, cache: _Cache | None) -> None:
+        """Close this thread's connection to any other cache: only the thread that opened one may."""
+        before: _Cache | None = getattr(self._mine, "cache", None)
+        if before is not None and before is not cache:
+            before.close()
+        self._mine.cache = cache
+
+    def _trouble(self, cache: _Cache | None, error: Exception) -> None:
+        """Do without the disk for a while; begin a new directory at once where the database is beyond repair."""
+        self._use(None)
+        with self._lock:
+            if cache is not self._cache and cache is not None:
+                return  # another thread had the same trouble before, and it is dealt with
+            self._cache = None
+            self._off_until_s = self._clock() + RETRY_S
+            # Exactly this class means a damaged file; its children mean a full disk, a lock, a mistake of ours.
+            if type(error) is sqlite3.DatabaseError and self._database == _file_id(self._directory / DBNAME):
+                self._set_aside()
+        self._tell("trouble", f"{error}; going on without it")
+
     def _set_aside(self) -> None:
-        """A damaged database never heals: throw the directory away, so that the next use begins a new one."""
         aside = self._directory.with_name(f"{self._directory.name}.damaged-{os.getpid()}")
         with contextlib.suppress(OSError):
             self._directory.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
-        self._off_until_s = 0.0
+            self._off_until_s = -math.inf
+
+    def _tell(self, what: str, message: str) -> None:
+        """Warn, once as long as it lasts."""
+        with self._lock:
+            if what in self._told:
+                return
+            self._told.add(what)
+        log.warning("cache %s: %s", self._directory, message)
 
     def _shut(self) -> None:
-        """Close the connection of every thread, each of which must do it itself, then end the threads."""
-        cache, barrier = self._cache, threading.Barrier(THREADS)
+        """Have every thread close its connection, then end the threads."""
+        barrier = threading.Barrier(THREADS)
 
         def close() -> None:
-            try:
-                barrier.wait(timeout=5)
-            finally:
-                if cache is not None:
-                    cache.close()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(timeout=5)  # so that each thread gets one of these
+            self._use(None)
 
         for _ in range(THREADS):
             self._threads.submit(close)
@@ -267,3 +372,22 @@ class DiskTier:
 
 def _key(identity: bytes) -> bytes:
     return blake2b(identity, digest_size=20).digest()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _file_id(path: Path) -> _FileId | None:
+    """Which file is at `path`; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.sqlite_errorcode == sqlite3.SQLITE_FULL
