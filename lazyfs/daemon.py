@@ -390,6 +390,13 @@ async def _settle_capabilities(bare: S3Store, config: Config, index: Index) -> N
         return
     page = await bare.list_page(config.bucket.prefix, limit=10)
     sample = next((info for info in page.objects if info.size > 0), None)
-    bare.capabilities = await probe(bare, writable=not config.mount.read_only, sample=sample)
-    if sample is not None or not config.mount.read_only:
+    writable = not config.mount.read_only
+    try:
+        bare.capabilities = await probe(bare, writable=writable, sample=sample)
+    except StoreError as error:
+        # A key that we may not read or write, or that is gone by now, is no reason not to mount.
+        log.info("what the endpoint honours is not known: %s", error)
+        bare.capabilities = Capabilities(conditional_put=False)
+        return
+    if sample is not None or writable:
         await index.set_meta(f"capabilities of {kind}", json.dumps(asdict(bare.capabilities)))

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
+from os.path import commonprefix
 
+WORTH_A_CUT = 4.0
+"""Pages that must be left of a segment, as far as can be told, for a second worker to be of use."""
+_DIGITS = 6
 _LOW, _HIGH, _TOP = 0x1F, 0x7F, 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
 
@@ -26,8 +31,21 @@ class Segment:
     cursor: str
     taken: bool = False
     done: bool = False
-    proven: float = 0
-    """Full pages that it gave, halved at each cut: how much may be left of it."""
+    pages: int = 0
+    """Full pages that it gave."""
+    first: str = ""
+    """Where the first of them ended: `start` may lie far from any key."""
+
+    @property
+    def pages_left(self) -> float:
+        """How many pages may be left, if the keys lie as densely as before; infinite while that cannot be told."""
+        if self.stop is None and self.pages:
+            return inf
+        if self.stop is None or self.pages < 2:
+            return 0.0
+        shared = len(commonprefix((self.first, self.stop)))
+        first, cursor, stop = (_position(text[shared:]) for text in (self.first, self.cursor, self.stop))
+        return (self.pages - 1) * (stop - cursor) / (cursor - first) if cursor > first else inf
 
 
 @dataclass(slots=True)
@@ -56,22 +74,24 @@ class KeySpace:
             segment.done = True
             return
         segment.cursor = cursor
-        segment.proven += 1
+        segment.pages += 1
+        segment.first = segment.first or cursor
 
     def cuts(self) -> list[str]:
         """The keys at which segments begin, but for the first: directories above them were listed in pieces."""
         return [segment.start for segment in self.segments if segment.start]
 
     def _split(self) -> Segment | None:
-        busy = [segment for segment in self.segments if not segment.done and segment.proven]
-        for segment in sorted(busy, key=lambda segment: -segment.proven):
+        busy = [(segment.pages_left, segment) for segment in self.segments if not segment.done]
+        for left, segment in sorted(busy, key=lambda pair: -pair[0]):
+            if left < WORTH_A_CUT:
+                return None
             cut = midpoint(segment.cursor, segment.stop)
-            if cut is None:
-                continue
-            right = Segment(cut, segment.stop, cut)
-            segment.stop, segment.proven = cut, segment.proven * 0.5
-            self.segments.append(right)
-            return right
+            if cut is not None:
+                right = Segment(cut, segment.stop, cut)
+                segment.stop = cut
+                self.segments.append(right)
+                return right
         return None
 
     def dump(self) -> list[tuple[str, str, str | None]]:
@@ -82,6 +102,11 @@ class KeySpace:
     def load(cls, data: Iterable[tuple[str, str, str | None]]) -> KeySpace:
         """The key space that `dump` described; what was done stays done."""
         return cls([Segment(start, stop, cursor) for start, cursor, stop in data])
+
+
+def _position(text: str) -> float:
+    """Where `text` lies among all texts, from 0 to 1, as far as its first characters tell."""
+    return sum(min(ord(character), _HIGH) / 128.0 ** (at + 1) for at, character in enumerate(text[:_DIGITS]))
 
 
 def midpoint(low: str, high: str | None) -> str | None:
