@@ -124,8 +124,7 @@ class Kind(enum.IntEnum):
     DIRECTORY = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat tells. `timeout_s` is how long the kernel may believe it without asking again."""
 
     ino: int

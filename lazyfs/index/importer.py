@@ -109,9 +109,9 @@ class Importer:
             page = await self._store.list_page(
                 self._root, start_after=self._root + segment.cursor if segment.cursor else "", limit=PAGE
             )
-            facts, upto = _facts(page, root=self._root, segment=segment)
+            facts, upto, count = _facts(page, root=self._root, segment=segment)
             applied = await self._index.apply_page(facts, listing, page_ns=page_ns, began_ns=began_ns)
-        self.progress.objects += len(page.objects)
+        self.progress.objects += count
         self.progress.pages += 1
         self._tell(applied)
         self._on_skipped(facts.skipped)
@@ -208,8 +208,8 @@ class _Run:
                 await self._importer.keep(self._space, self._began_ns)
 
 
-def _facts(page: ListPage, *, root: str, segment: Segment) -> tuple[PageFacts, str | None]:
-    """What `page`, the next of `segment`, says; and up to which key, None for the end of the key space.
+def _facts(page: ListPage, *, root: str, segment: Segment) -> tuple[PageFacts, str | None, int]:
+    """What `page`, the next of `segment`, says; up to which key, None for the end of the key space; about how many.
 
     The segment may have been cut while the page was under way: what lies beyond its end is another's to tell.
     """
@@ -223,4 +223,4 @@ def _facts(page: ListPage, *, root: str, segment: Segment) -> tuple[PageFacts, s
         upto = segment.stop
         objects = tuple(info for info in objects if info.key[len(root) :] <= upto)
     facts = slices_of_keys(objects, root=root, start=segment.start, after=segment.cursor, upto=upto)
-    return facts, upto
+    return facts, upto, len(objects)

@@ -32,7 +32,7 @@ from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Condition, Kind, ObjectId, Range
 from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.store.base import Store
-from lazyfs.vfs.handles import Handles, OpenFile
+from lazyfs.vfs.handles import DirectoryHandle, Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import OpenObject, Reader
@@ -117,15 +117,19 @@ class FileSystem:
         handle = self.handles.directory(fh)
         if offset not in handle.positions:
             after = self._entry_at(handle.ino, offset) if offset else ""
-            handle.refill(self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH))
+            self._refill(handle, after)
             position = 0
         else:
             position = handle.positions[offset] + 1
         while handle.batch:
             for node in handle.batch[position:]:
-                yield node.name, self._attributes(node), node.ino
-            after, position = handle.batch[-1].entry, 0
-            handle.refill(self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH))
+                yield node.name, self._attributes(node, handle.above), node.ino
+            position = 0
+            self._refill(handle, handle.batch[-1].entry)
+
+    def _refill(self, handle: DirectoryHandle, after: str) -> None:
+        handle.above = self.namespace.node(handle.ino)
+        handle.refill(self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH))
 
     def _entry_at(self, directory: int, offset: int) -> str:
         node = self.namespace.node(offset)
@@ -429,7 +433,7 @@ class FileSystem:
             return
         raise ExistsError(name)
 
-    def _attributes(self, node: Node) -> Attributes:
+    def _attributes(self, node: Node, above: Node | None = None) -> Attributes:
         file = self.handles.by_ino(node.ino)
         writer = file.writer if file is not None else None
         size = writer.size if writer is not None and writer.error is None else node.size
@@ -441,5 +445,5 @@ class FileSystem:
         else:
             mode = stat.S_IFREG | self.policy.file_mode
         # What is being written: the kernel asks each time, or it would believe the name for long after the upload.
-        lease_s = 0.0 if node.is_local else self.namespace.lease_s(node)
+        lease_s = 0.0 if node.is_local else self.namespace.lease_s(node, above)
         return Attributes(node.ino, node.kind, size, mtime_ns, mode, self.policy.uid, self.policy.gid, lease_s)

@@ -53,6 +53,8 @@ class DirectoryHandle:
     """
 
     ino: int
+    above: Node | None = None
+    """The directory's own row, as it was when the batch was read: it says for how long its entries may be believed."""
     batch: list[Node] = field(default_factory=list)
     positions: dict[int, int] = field(default_factory=dict)
 

@@ -181,11 +181,11 @@ class Namespace:
             raise NameTooLongError(f"key over {MAX_KEY_BYTES} bytes")
         return key
 
-    def lease_s(self, node: Node) -> float:
-        """For how many seconds from now `node` may be believed."""
+    def lease_s(self, node: Node, above: Node | None = None) -> float:
+        """For how many seconds from now `node` may be believed. Who has its directory's row at hand gives it."""
         if node.ino == ROOT_INO or node.is_local:
             return MAX_KERNEL_TIMEOUT_S
-        return self._remaining_s(self._proven_ns(node))
+        return self._remaining_s(self._proven_ns(node, above))
 
     def _remaining_s(self, proven_ns: int) -> float:
         if math.isinf(self._ttl_ns):
@@ -263,9 +263,9 @@ class Namespace:
     def _proven(self, node: Node) -> bool:
         return self._in_lease(self._proven_ns(node))
 
-    def _proven_ns(self, node: Node) -> int:
+    def _proven_ns(self, node: Node, above: Node | None = None) -> int:
         """When it was last seen that `node` is what its name means."""
-        above = self._index.node(node.parent)
+        above = above or self._index.node(node.parent)
         return max(node.checked_ns, (above.listed_ns or 0) if above is not None else 0)
 
     def _in_lease(self, proven_ns: int) -> bool:
