@@ -51,6 +51,7 @@ class Session:
             self._options.add("ro")
         self.untuned: list[str] = []
         """Kernel settings that were left as they are."""
+        self._told_to_stop = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Mount, serve until unmounted or `stop`, and unmount. StartupError if it cannot be mounted."""
@@ -64,11 +65,16 @@ class Session:
                 nursery.start_soon(self._serve, nursery.cancel_scope)
                 await self._wait_until_it_answers()
                 task_status.started()
+                await self._told_to_stop.wait()
+                await trio.sleep(DRAIN_S)
+                log.warning("requests did not end within %.0f s of the signal; giving them up", DRAIN_S)
+                nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=True)
 
     def stop(self) -> None:
-        """End `run` in good order."""
+        """End `run` in good order: requests in progress may end, for DRAIN_S at most."""
+        self._told_to_stop.set()
         pyfuse3.terminate()
 
     async def _serve(self, scope: trio.CancelScope) -> None:

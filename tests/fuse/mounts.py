@@ -115,6 +115,10 @@ def is_running(pid: int) -> bool:
         return False
 
 
+DEAD = "not connected|connection abort"
+"""What calls on a mount say whose daemon died: which of the two depends on whether it died during the call."""
+
+
 def drop_page_cache() -> None:
     """Make the kernel forget clean pages, names and inodes."""
     os.sync()
@@ -244,8 +248,7 @@ def mounted(
     """
     path = directory / "mnt"
     path.mkdir(parents=True, exist_ok=True)
-    log_file = directory / "mount.log"
-    log_file.unlink(missing_ok=True)
+    log_file = directory / f"mount-{len(list(directory.glob('mount-*.log'))) + 1}.log"
     env = environment(server, directory)
     watchdog = Watchdog(path, time_limit_s)
     try:
