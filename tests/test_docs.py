@@ -1,0 +1,34 @@
+"""The documents say what the code does: every test that they name exists, every command and option too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DEFINED = {
+    name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+}
+
+
+def test_semantics_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/semantics.md").read_text()))
+    assert len(named) > 30
+    assert named <= DEFINED, sorted(named - DEFINED)
+
+
+@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))])
+def test_links_and_paths_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
+    for path in re.findall(r"`((?:lazyfs|tests|bench|scripts|docs)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), f"{document} names {path}"
+
+
+def test_options_in_the_readme_exist() -> None:
+    options = set(re.findall(r"(--[a-z][a-z-]+)", (ROOT / "README.md").read_text()))
+    known = set(re.findall(r"(--[a-z][a-z-]+)", (ROOT / "docs/configuration.md").read_text())) | {"--quick", "--wait"}
+    assert options <= known, sorted(options - known)
