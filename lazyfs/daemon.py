@@ -29,7 +29,7 @@ from lazyfs.config import Config
 from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
-from lazyfs.core.errors import LazyfsError, StoreError
+from lazyfs.core.errors import LazyfsError, StartupError, StoreError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.stats import Stats
@@ -170,7 +170,13 @@ async def _main(config: Config, on_ready: Callable[[], None]) -> None:
 async def _greet(bare: S3Store, config: Config, stats: Stats) -> None:
     """Fail now and clearly if the bucket cannot be listed."""
     patient = Retrying(bare, backoff=Backoff(deadline_s=STARTUP_DEADLINE_S), stats=stats)
-    await patient.list_page(config.bucket.prefix, limit=1)
+    bucket = config.bucket
+    try:
+        await patient.list_page(bucket.prefix, limit=1)
+    except StoreError as error:
+        server = f" on {bucket.endpoint_url}" if bucket.endpoint_url else ""
+        reason = str(error).removeprefix(f"LIST {bucket.prefix!r}: ")
+        raise StartupError(f"cannot list bucket {bucket.name}{server}: {reason}") from error
 
 
 async def _serve(mount: _Mount, on_ready: Callable[[], None], background: trio.Nursery) -> None:
