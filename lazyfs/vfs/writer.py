@@ -10,23 +10,28 @@ mount's nursery; their bytes count against the memory budget, and a full budget 
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NoReturn
 
 import trio
 
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.core.errors import LazyfsError, OutOfOrderError, TooBigError
-from lazyfs.core.parts import MAX_OBJECT_SIZE, MAX_PARTS, PartSizes
+from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import Buffer, Condition, Part, Range, Upload
+from lazyfs.core.units import format_size
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.flight import Flight
 
 log = logging.getLogger(__name__)
 
 PARTS_IN_FLIGHT = 8
-_ABORT_TIMEOUT_S = 30.0
+_SETTLE_S = 30.0
+"""How long an abort waits for parts that are on their way: one that arrives after it would stay behind."""
+_ABORT_S = 30.0
 
 
 class Writer:
@@ -84,22 +89,21 @@ class Writer:
     async def write(self, offset: int, data: Buffer) -> int:
         """Put `data` at `offset`; returns its length. OutOfOrderError, TooBigError, StoreError (of earlier parts)."""
         self._check()
-        if offset + len(data) > MAX_OBJECT_SIZE:
-            raise TooBigError("an object holds at most 50 TB")
-        start = offset - self._sent
-        if start < 0 or (self.etag is not None and self._sent):
+        self._check_reach(offset + len(data))
+        if offset < self._sent or (self.etag is not None and self._sent):
             self._poison(OutOfOrderError(f"{self.key!r}: write at {offset} touches what was already uploaded"))
-        if start > len(self._tail):
+        self._dirty = True
+        async with self._whole_or_withdrawn():
             await self._extend(offset)
             start = offset - self._sent
-        self._dirty = True
-        self._tail[start : start + len(data)] = data
-        await self._send_full_parts()
+            self._tail[start : start + len(data)] = data
+            await self._send_full_parts()
         return len(data)
 
     async def truncate(self, size: int) -> None:
-        """Make the file `size` bytes long. Growing a file is free until commit. OutOfOrderError."""
+        """Make the file `size` bytes long. Growing a file is free until commit. OutOfOrderError, TooBigError."""
         self._check()
+        self._check_reach(size)
         if size == self.size:
             return
         if size < self._sent or (self.etag is not None and self._sent):
@@ -125,12 +129,9 @@ class Writer:
         self._check()
         if not self._dirty:
             return
-        try:
+        async with self._whole_or_withdrawn():
             await self._extend(self._length_hint)
             self.etag = await self._finish()
-        except BaseException as error:
-            await self._withdraw(error)
-            raise
         self._condition = Condition(etag=self.etag)
         self._dirty = False
 
@@ -143,9 +144,8 @@ class Writer:
 
     async def _extend(self, size: int) -> None:
         """Fill with zeros up to `size`, a part at a time."""
-        while self._sent + len(self._tail) < size:
-            room = self._part_sizes.size(len(self._flights) + 1) - len(self._tail)
-            self._tail.extend(bytes(min(room, size - self._sent - len(self._tail))))
+        while (missing := size - self._sent - len(self._tail)) > 0:
+            self._tail.extend(bytes(min(missing, self._part_sizes.size(len(self._flights) + 1))))
             await self._send_full_parts()
 
     async def _send_full_parts(self) -> None:
@@ -157,31 +157,25 @@ class Writer:
             await self._send(part)
 
     async def _send(self, body: memoryview) -> None:
-        if len(self._flights) >= MAX_PARTS:
-            self._poison(TooBigError(f"{self.key!r} needs more than {MAX_PARTS} parts; use a larger --part-size"))
+        """Let `body` go up as the next part. The file may be discarded while this waits: then nothing goes."""
         if self._upload is None:
             self._upload = await self._store.create_upload(self.key, options=self._options)
         if len(self._flights) >= PARTS_IN_FLIGHT:
-            await self._settled(self._flights[-PARTS_IN_FLIGHT].wait)
-        upload, number = self._upload, len(self._flights) + 1
+            await self._flights[-PARTS_IN_FLIGHT].wait()
         await self._memory.reserve(len(body))
+        if self._error is not None:
+            self._memory.release(len(body))
+            self._check()
+        assert self._upload is not None
         flight: Flight[Part] = Flight()
         self._flights.append(flight)
-        self._nursery.start_soon(self._fly, flight, upload, number, body)
+        self._nursery.start_soon(self._fly, flight, self._upload, len(self._flights), body)
 
     async def _fly(self, flight: Flight[Part], upload: Upload, number: int, body: memoryview) -> None:
         try:
             await flight.run(lambda: self._store.upload_part(upload, number, body))
         finally:
             self._memory.release(len(body))
-
-    async def _settled(self, wait: Callable[[], Awaitable[Part]]) -> Part:
-        """The part, or its error, which ends this file."""
-        try:
-            return await wait()
-        except LazyfsError as error:
-            await self._withdraw(error)
-            raise
 
     async def _finish(self) -> str:
         if self._upload is None:
@@ -193,6 +187,8 @@ class Writer:
             self._sent += len(part)
             await self._send(part)
         parts = [await flight.wait() for flight in self._flights]
+        self._check()
+        assert self._upload is not None
         etag = await self._store.complete_upload(self._upload, parts, condition=self._condition)
         self._upload = None
         return etag
@@ -203,15 +199,28 @@ class Writer:
         if self._error is not None:
             raise type(self._error)(*self._error.args)
 
+    def _check_reach(self, size: int) -> None:
+        """Refuse, before anything of it is sent, what would need more parts than an upload may have."""
+        if size > self._part_sizes.reach:
+            limit = format_size(self._part_sizes.reach)
+            raise TooBigError(f"{self.key!r}: {limit} is the most with this --part-size")
+
+    @asynccontextmanager
+    async def _whole_or_withdrawn(self) -> AsyncIterator[None]:
+        """If the body does not end well, cancellation included, nothing of this file may be uploaded any more: what was
+        taken from the tail may be in no part."""
+        try:
+            yield
+        except BaseException as error:
+            self._error = error if isinstance(error, LazyfsError) else LazyfsError("the write was interrupted")
+            await self._abort()
+            raise
+
     def _poison(self, error: LazyfsError) -> NoReturn:
         """Nothing of this file may be uploaded any more."""
         self._error = error
         self._nursery.start_soon(self._abort)
         raise error
-
-    async def _withdraw(self, error: BaseException) -> None:
-        self._error = error if isinstance(error, LazyfsError) else LazyfsError("the write was interrupted")
-        await self._abort()
 
     async def _abort(self) -> None:
         """Abort the upload, if there is one; also while being cancelled, but not for ever."""
@@ -219,14 +228,16 @@ class Writer:
         self._tail = bytearray()
         if upload is None:
             return
-        with trio.move_on_after(_ABORT_TIMEOUT_S) as scope:
-            scope.shield = True
-            for flight in self._flights:  # a part that arrives after the abort would stay behind
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(_SETTLE_S):
+                for flight in self._flights:
+                    with contextlib.suppress(LazyfsError):
+                        await flight.wait()
+            why: object = "no answer"
+            with trio.move_on_after(_ABORT_S):
                 try:
-                    await flight.wait()
-                except LazyfsError:
-                    continue
-            try:
-                await self._store.abort_upload(upload)
-            except LazyfsError as error:
-                log.warning("upload of %r was not aborted: %s", upload.key, error)
+                    await self._store.abort_upload(upload)
+                    return
+                except LazyfsError as error:
+                    why = error
+            log.warning("upload of %r was not aborted: %s", upload.key, why)
