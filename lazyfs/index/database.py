@@ -48,7 +48,7 @@ class Index:
         self._listings: set[Listing] = set()
         self.files: int
         self.bytes: int
-        self.files, self.bytes = self._read.execute("SELECT files, bytes FROM total").fetchone()
+        self.files, self.bytes = self._writer.totals()
 
     def close(self) -> None:
         """Let go of the file. No write is in progress."""

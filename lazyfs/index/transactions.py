@@ -65,16 +65,22 @@ class Transactions:
                 self._db.executescript(_SCHEMA)
                 self._db.execute("INSERT INTO meta VALUES ('identity', ?)", (json.dumps(identity),))
             self._check(identity)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # what is kept there may be no JSON
             raise DamagedIndexError(str(error)) from error
 
     def _check(self, identity: Mapping[str, str]) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version != SCHEMA_VERSION:
             raise DamagedIndexError(f"index version {version}, not {SCHEMA_VERSION}")
+        self.totals()
         row = self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         if row is None or json.loads(row[0]) != dict(identity):
             raise DamagedIndexError("index of another bucket")
+
+    def totals(self) -> tuple[int, int]:
+        """Files, and their bytes."""
+        files, size = self._db.execute("SELECT files, bytes FROM total").fetchone()
+        return files, size
 
     def close(self) -> None:
         """Let go of the file."""
@@ -123,8 +129,8 @@ class Transactions:
                 return applied
             for name in names:
                 found = [entry for entry in entries if entry.name == name]
-                # A slice that covers this one name: above everything that sorts before it, up to itself.
-                piece = Slice("", name[:-1], name, found)
+                # Of the rows, `only` looks at this one name; the slice must cover it, also where it is a directory.
+                piece = Slice("", name[:-1], None, found)
                 self._apply_slice(parent, piece, newer, now_ns, applied, only=name)
         return applied
 
