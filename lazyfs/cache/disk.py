@@ -42,8 +42,6 @@ T = TypeVar("T")
 _FileId: TypeAlias = tuple[int, int]
 
 THREADS = 4
-MAX_PENDING_BYTES = 64 * 1024**2
-"""Blocks waiting to be written; more are dropped, since a cache may forget."""
 RETRY_S = 30.0
 FREE_FLOOR = 0.02
 """The fraction of the file system that is always left free: the cache gives way when others fill it."""
@@ -200,12 +198,17 @@ class DiskTier:
         self._stats.add("cache.disk.hit_bytes", sum(len(data) for data in found.values()))
         return found
 
-    def put_soon(self, oid: ObjectId, blocks: dict[int, Buffer]) -> None:
-        """Write `blocks` in the background, or forget them if too many wait. Returns at once, never raises."""
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait to be written."""
+        return self._pending_bytes
+
+    def put_soon(self, oid: ObjectId, blocks: dict[int, Buffer], done: Callable[[], object]) -> None:
+        """Write `blocks` in the background, then call `done`. Returns at once, never raises.
+
+        The caller bounds what waits.
+        """
         size = sum(len(data) for data in blocks.values())
-        if self._pending_bytes + size > MAX_PENDING_BYTES:
-            self._stats.add("cache.disk.dropped_blocks", len(blocks))
-            return
         if self._pending_bytes == 0:
             self._idle = trio.Event()
         self._pending_bytes += size
@@ -215,12 +218,18 @@ class DiskTier:
             try:
                 self._guard(lambda cache: self._put(cache, oid, blocks), None)
             finally:
-                token.run_sync_soon(self._written, size)
+                with contextlib.suppress(trio.RunFinishedError):  # the mount ended without waiting for us
+                    token.run_sync_soon(self._written, size, done)
 
         self._threads.submit(work)
 
-    def _written(self, size: int) -> None:
+    def forgo(self, blocks: int) -> None:
+        """Count blocks that were not written, because too many waited."""
+        self._stats.add("cache.disk.dropped_blocks", blocks)
+
+    def _written(self, size: int, done: Callable[[], object]) -> None:
         self._pending_bytes -= size
+        done()
         if self._pending_bytes == 0:
             self._idle.set()
 

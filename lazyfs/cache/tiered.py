@@ -29,7 +29,15 @@ class TieredCache:
         return await self.disk.get_many(oid, blocks) if self.disk is not None else {}
 
     def admit(self, oid: ObjectId, blocks: dict[int, Buffer], size: int, *, to_disk: bool) -> None:
-        """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation."""
+        """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation.
+
+        What waits to be written to disk is held in memory, so it is reserved there: at most half of the budget, and
+        what exceeds that is not written. Writing never makes a reader wait.
+        """
         self.memory.put(oid, blocks, size)
-        if to_disk and self.disk is not None:
-            self.disk.put_soon(oid, blocks)
+        if not to_disk or self.disk is None:
+            return
+        if self.disk.pending_bytes + size <= self.memory.budget_bytes // 2 and self.memory.try_reserve(size):
+            self.disk.put_soon(oid, blocks, lambda: self.memory.release(size))
+        else:
+            self.disk.forgo(len(blocks))

@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.cache import disk
-from lazyfs.cache.disk import MAX_PENDING_BYTES, RETRY_S, DiskTier, decode_block, encode_block
+from lazyfs.cache.disk import RETRY_S, DiskTier, decode_block, encode_block
+from lazyfs.cache.memory import MemoryTier
+from lazyfs.cache.tiered import TieredCache
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 
@@ -66,7 +68,7 @@ def room(tmp_path: Path) -> Room:
 
 async def put(tier: DiskTier, blocks: dict[int, Buffer], oid: ObjectId = OID) -> None:
     """Write and wait until it is written."""
-    tier.put_soon(oid, blocks)
+    tier.put_soon(oid, blocks, lambda: None)
     await tier._idle.wait()
 
 
@@ -96,7 +98,7 @@ async def test_what_was_put_comes_back(room: Room) -> None:
 
 async def test_it_survives_being_closed(room: Room) -> None:
     async with room.tier() as tier:
-        tier.put_soon(OID, {1: block(1)})  # leaving waits for what is pending
+        tier.put_soon(OID, {1: block(1)}, lambda: None)  # leaving waits for what is pending
     async with room.tier() as tier:
         assert await tier.get_many(OID, [1]) == {1: block(1)}
 
@@ -145,22 +147,25 @@ async def test_a_block_larger_than_the_limit_is_not_kept(room: Room) -> None:
         assert room.stats.get("cache.disk.no_space") == 1
 
 
-async def test_more_than_may_wait_is_dropped(room: Room) -> None:
+async def test_what_waits_is_reserved_and_more_than_half_of_memory_is_not_written(room: Room) -> None:
     async with room.tier() as tier:
-        big = memoryview(bytes(MAX_PENDING_BYTES // 2))
+        memory = MemoryTier(budget_bytes=1000)
+        cache = TieredCache(memory=memory, disk=tier)
         held = threading.Event()
         for _ in range(disk.THREADS):
             tier._threads.submit(held.wait)
-        tier.put_soon(OID, {1: big})
-        tier.put_soon(OID, {2: big})
-        assert room.stats.get("cache.disk.dropped_blocks") == 0
-        tier.put_soon(OID, {3: b"one byte more"})
-        assert room.stats.get("cache.disk.dropped_blocks") == 1
+        cache.admit(OID, {1: bytes(250)}, 250, to_disk=True)
+        cache.admit(OID, {2: bytes(250)}, 250, to_disk=True)
+        assert (memory.reserved_bytes, room.stats.get("cache.disk.dropped_blocks")) == (500, 0)
+        cache.admit(OID, {3: b"one byte more"}, 13, to_disk=True)
+        assert (memory.reserved_bytes, room.stats.get("cache.disk.dropped_blocks")) == (500, 1)
+        assert cache.resident(OID, 3) == b"one byte more"
         held.set()
         await tier._idle.wait()
-        assert tier._pending_bytes == 0
-        await put(tier, {4: b"room again"})
-        assert 4 in await tier.get_many(OID, [4])
+        assert (memory.reserved_bytes, tier.pending_bytes) == (0, 0)
+        cache.admit(OID, {4: b"room again"}, 10, to_disk=True)
+        await tier._idle.wait()
+        assert set(await tier.get_many(OID, [1, 2, 3, 4])) == {1, 2, 4}
 
 
 async def test_everything_is_its_owners_alone(room: Room) -> None:
