@@ -272,7 +272,9 @@ def mounted(
 
 
 def _end_well(mount: Mount) -> None:
-    if is_mounted(mount.path) and not mount.watchdog.barked:
+    if mount.watchdog.barked:
+        return
+    if is_mounted(mount.path):
         done = mount.umount()
         assert done.returncode == 0, done.stderr + mount.log()[-4000:]
     assert not is_mounted(mount.path)
