@@ -316,7 +316,7 @@ class DiskTier:
             timeout=_LOCK_TIMEOUT_S,
             disk=_BytesDisk,
             cull_limit=0,  # `_put` makes room
-            # "stored" needs no write on a read; docs/decisions/002-ssd-tier.md
+            # "stored" needs no write on a read; docs/decisions/003-the-ssd-tier.md
             eviction_policy="least-recently-stored",
             disk_min_file_size=_INLINE_BYTES,
         )
