@@ -107,20 +107,24 @@ class Fetcher:
     def _start(self, oid: ObjectId, size: int, extent: range, *, urgent: bool) -> _BlockFlight:
         """Send off the fetch of `extent`. A hint's memory is already reserved; a demand waits for its own."""
         flight = _BlockFlight(Ticket(urgent=urgent))
+        self._nursery.start_soon(partial(self._fly, flight, oid, size, extent, reserve=urgent))
         for block in extent:
             self._flights[oid, block] = flight
-        self._nursery.start_soon(partial(self._fly, flight, oid, size, extent, reserve=urgent))
         return flight
 
     async def _fly(self, flight: _BlockFlight, oid: ObjectId, size: int, extent: range, *, reserve: bool) -> None:
-        memory, span = self._cache.memory, self._span(extent, size)
-        try:
+        memory, bytes_held = self._cache.memory, self._span(extent, size).size
+
+        async def work() -> dict[int, Buffer]:
             if reserve:
-                await memory.reserve(span.size)
+                await memory.reserve(bytes_held)
             try:
-                await flight.run(lambda: self._load(flight.ticket, oid, size, extent))
+                return await self._load(flight.ticket, oid, size, extent)
             finally:
-                memory.release(span.size)
+                memory.release(bytes_held)
+
+        try:
+            await flight.run(work)
         finally:
             for block in extent:
                 del self._flights[oid, block]

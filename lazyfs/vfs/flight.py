@@ -72,8 +72,9 @@ class SingleFlight(Generic[K, T]):
         """The value of `work`, or of the flight for `key` that is already on its way."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = Flight()
+            flight = Flight()
             self._nursery.start_soon(self._fly, key, flight, work)
+            self._flights[key] = flight  # not before: a nursery that is closed takes nobody
         return await flight.wait()
 
     async def _fly(self, key: K, flight: Flight[T], work: Callable[[], Awaitable[T]]) -> None:

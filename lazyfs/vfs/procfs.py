@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 
@@ -13,14 +14,18 @@ def still_open(pid: int, ino: int, name: str) -> bool:
     """
     if pid <= 0:
         return False
+    with contextlib.suppress(OSError):
+        return any(_is_it(pid, fd, ino, name) for fd in os.listdir(f"/proc/{pid}/fdinfo"))
+    return False
+
+
+def _is_it(pid: int, fd: str, ino: int, name: str) -> bool:
+    """Whether this descriptor is that file; False if it was closed meanwhile."""
     try:
-        for fd in os.listdir(f"/proc/{pid}/fdinfo"):
-            with open(f"/proc/{pid}/fdinfo/{fd}") as file:
-                facts = dict(line.split(":", 1) for line in file if ":" in line)
-            if int(facts.get("ino", "0")) != ino or not int(facts.get("flags", "0"), 8) & os.O_ACCMODE:
-                continue
-            if os.path.basename(os.readlink(f"/proc/{pid}/fd/{fd}")).removesuffix(" (deleted)") == name:
-                return True
+        with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+            facts = dict(line.split(":", 1) for line in file if ":" in line)
+        if int(facts.get("ino", "0")) != ino or not int(facts.get("flags", "0"), 8) & os.O_ACCMODE:
+            return False
+        return os.path.basename(os.readlink(f"/proc/{pid}/fd/{fd}")) in (name, f"{name} (deleted)")
     except (OSError, ValueError):
         return False
-    return False

@@ -42,7 +42,7 @@ class Reader:
             return b""
         block_size = self._fetcher.block_size
         blocks = blocks_of(span, block_size)
-        self._ask_ahead(file, span)
+        self._ask_ahead(file, span, after=blocks[-1])
         if len(blocks) == 1:
             data = self._fetcher.resident(file.oid, blocks[0])
             if data is not None:
@@ -52,10 +52,12 @@ class Reader:
         wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
         return _cut(await self._fetcher.fetch(file.oid, file.size, wanted), span, blocks, block_size)
 
-    def _ask_ahead(self, file: OpenObject, span: Range) -> None:
-        ahead = file.readahead.observe(span, file.size)
-        if ahead.size:
-            self._fetcher.prefetch(file.oid, file.size, blocks_of(ahead, self._fetcher.block_size))
+    def _ask_ahead(self, file: OpenObject, span: Range, *, after: int) -> None:
+        """Send off what is likely to be read next. Not the last block of the read itself (`after`), in which the range
+        ahead may begin: a reader that waits for it must not wait for what follows."""
+        ahead = blocks_of(file.readahead.observe(span, file.size), self._fetcher.block_size)
+        if ahead:
+            self._fetcher.prefetch(file.oid, file.size, ahead[ahead.start == after :])
 
 
 def _cut(found: dict[int, Buffer], span: Range, blocks: range, block_size: int) -> Buffer:
