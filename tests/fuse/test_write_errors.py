@@ -49,18 +49,7 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view[:MIB]) :]
 
 
-REFUSED = [
-    "put",
-    pytest.param(
-        "create_upload",
-        marks=pytest.mark.xfail(strict=False, reason="Writer._send: parts are cut off before the upload exists"),
-    ),
-    "upload_part",
-    "complete_upload",
-]
-
-
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("kind", ["put", "create_upload", "upload_part", "complete_upload"])
 def test_a_refused_upload_is_told_and_leaves_nothing(
     mount: Mounter, proxy: Proxy, server: Server, client: Minio, bucket: str, kind: str
 ) -> None:
