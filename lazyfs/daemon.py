@@ -7,16 +7,13 @@ unfinished is withdrawn, background work stops, pending cache writes are kept, f
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +26,15 @@ from lazyfs.config import Config
 from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
-from lazyfs.core.errors import LazyfsError, StartupError, StoreError
+from lazyfs.core.errors import ControlError, LazyfsError, StartupError, StoreError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, Capabilities, Condition
 from lazyfs.fuse.session import Session
-from lazyfs.index.database import Index, open_index
+from lazyfs.index.database import Index
+from lazyfs.index.exchange import OpenStore, export_snapshot
+from lazyfs.index.home import opened_index
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
 from lazyfs.store.remote import S3Store, open_s3_store
@@ -67,25 +66,30 @@ IMPORT_WORKERS = 16
 STARTUP_DEADLINE_S = 10.0
 REQUEST_DEADLINE_S = 60.0
 REIMPORT_S = 30.0
+PROGRESS_S = 0.5
 SHUTDOWN_S = 60.0
 
 
-def run(config: Config, *, on_ready: Callable[[], None]) -> None:
+Progress = Callable[[dict[str, Any]], None]
+
+
+def run(config: Config, *, on_ready: Callable[[], None], on_progress: Progress) -> None:
     """Mount, call `on_ready` once the mount answers, and serve until it is unmounted or the process is told to end.
 
-    Raises LazyfsError if the mount cannot work, with nothing left mounted.
+    While the mount waits for its import, `on_progress` is told every PROGRESS_S how far that is. Raises LazyfsError if
+    the mount cannot work, with nothing left mounted.
     """
     try:
-        trio.run(_main, config, on_ready, strict_exception_groups=True)
+        trio.run(_main, config, on_ready, on_progress, strict_exception_groups=True)
     except BaseExceptionGroup as group:
         raise _first(group) from group
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a person should read of a group: the first error of ours, else the group itself."""
+    """What a person should read of a group: the first error of ours or Ctrl-C, else the group itself."""
     for error in group.exceptions:
         found = _first(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, LazyfsError):
+        if isinstance(found, LazyfsError | KeyboardInterrupt):
             return found
     return group
 
@@ -97,6 +101,7 @@ class _Mount:
     config: Config
     stats: Stats
     store: S3Store
+    index: Index
     namespace: Namespace
     cache: TieredCache
     filesystem: FileSystem
@@ -105,9 +110,7 @@ class _Mount:
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """What `lazyfs status` shows."""
-        progress = self.namespace.importer.progress
         files, size = self.namespace.totals()
-        seconds = (progress.finished_s or time.time()) - progress.started_s
         disk = self.cache.disk
         config = self.config
         return {
@@ -121,14 +124,7 @@ class _Mount:
             "files": files,
             "bytes": size,
             "open_handles": len(self.filesystem.handles),
-            "import": {
-                "state": progress.state,
-                "objects": progress.objects,
-                "directories": progress.directories,
-                "requests": progress.pages,
-                "rate": progress.objects / seconds if progress.started_s and seconds > 0 else 0.0,
-                "error": progress.error,
-            },
+            "import": _progress_of(self.namespace),
             "cache": {
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
@@ -146,13 +142,37 @@ class _Mount:
             },
         }
 
+    async def export(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Write a snapshot of the index to `to`, an absolute path or s3://BUCKET/KEY."""
+        place = str(arguments.get("to", ""))
+        if not place.startswith(("/", "s3://")):
+            raise ControlError("export needs an absolute path or s3://BUCKET/KEY")
+        if place.startswith("/") and Path(place).is_relative_to(self.config.mount.mountpoint):
+            raise ControlError(f"{place} lies in the mount itself; write it to s3://BUCKET/KEY instead")
+        return await export_snapshot(self.index.file, place, _stores(self.config, self.store, self.stats))
 
-async def _main(config: Config, on_ready: Callable[[], None]) -> None:
+
+def _progress_of(namespace: Namespace) -> dict[str, Any]:
+    progress = namespace.importer.progress
+    seconds = (progress.finished_s or time.time()) - progress.started_s if progress.started_s else 0.0
+    return {
+        "state": progress.state,
+        "objects": progress.objects,
+        "directories": progress.directories,
+        "requests": progress.pages,
+        "rate": progress.objects / seconds if seconds > 0 else 0.0,
+        "elapsed_s": seconds,
+        "error": progress.error,
+    }
+
+
+async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progress) -> None:
     stats = Stats()
     bare = open_s3_store(_settings(config), stats=stats)
     try:
         await _greet(bare, config, stats)
-        with _opened_index(config) as index:
+        directory, snapshot, stores = config.cache.directory, config.cache.snapshot, _stores(config, bare, stats)
+        async with opened_index(directory, _identity(config), snapshot=snapshot, stores=stores) as index:
             await _settle_capabilities(bare, config, index)
             await index.remove_local()
             async with trio.open_nursery() as background, _disk(config, stats) as disk:
@@ -160,7 +180,7 @@ async def _main(config: Config, on_ready: Callable[[], None]) -> None:
                 mount = _build(
                     config, stats=stats, bare=bare, store=store, index=index, disk=disk, background=background
                 )
-                await _serve(mount, on_ready, background)
+                await _serve(mount, on_ready, on_progress, background)
                 background.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
@@ -179,17 +199,32 @@ async def _greet(bare: S3Store, config: Config, stats: Stats) -> None:
         raise StartupError(f"cannot list bucket {bucket.name}{server}: {reason}") from error
 
 
-async def _serve(mount: _Mount, on_ready: Callable[[], None], background: trio.Nursery) -> None:
+async def _import_first(namespace: Namespace, on_progress: Progress) -> None:
+    """Bring the whole listing in, and tell how far that is."""
+
+    async def tell() -> None:
+        while True:
+            await trio.sleep(PROGRESS_S)
+            on_progress(_progress_of(namespace))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tell)
+        await namespace.refresh()
+        nursery.cancel_scope.cancel()
+
+
+async def _serve(mount: _Mount, on_ready: Callable[[], None], on_progress: Progress, background: trio.Nursery) -> None:
     config, namespace = mount.config, mount.namespace
     if config.cache.import_mode == "wait":
-        await namespace.refresh()
+        await _import_first(namespace, on_progress)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, mount.session)
             await nursery.start(_run_session, mount, nursery.cancel_scope)
             registry.register(config.mount.mountpoint, bucket=config.bucket.name)
             socket = registry.socket_path(config.mount.mountpoint)
-            await nursery.start(lambda task_status: serve(socket, {"status": mount.status}, task_status=task_status))
+            verbs = {"status": mount.status, "export": mount.export}
+            await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
             if config.cache.import_mode != "wait":
                 background.start_soon(_import, namespace)
             on_ready()
@@ -294,7 +329,7 @@ def _build(
         source=config.bucket.name,
         allow_other=config.mount.allow_other,
     )
-    return _Mount(config, stats, bare, namespace, cache, filesystem, session, time.time())
+    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, time.time())
 
 
 def _settings(config: Config) -> S3Settings:
@@ -336,42 +371,21 @@ def _identity(config: Config) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _opened_index(config: Config) -> Iterator[Index]:
-    """The index of this bucket and prefix: the kept one, or one for this mount alone where there is no cache directory
-    or another mount is using it."""
-    identity = _identity(config)
-    with contextlib.ExitStack() as stack:
-        path = None
-        if config.cache.directory is not None:
-            name = blake2b(json.dumps(identity).encode(), digest_size=10).hexdigest()
-            folder = config.cache.directory / "index"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if stack.enter_context(_locked(folder / f"{name}.lock")):
-                path = folder / f"{name}.db"
-            else:
-                log.info("another mount uses this bucket's index; this one lists for itself")
-        if path is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfs-")))
-            path = folder / "index.db"
-        index = open_index(path, identity, log.warning)
-        stack.callback(index.close)
-        yield index
+def _stores(config: Config, bare: S3Store, stats: Stats) -> OpenStore:
+    """Opens any bucket of the mount's endpoint as the mount's user."""
 
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether this process alone holds the lock file for the body of the ``with``."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    @contextlib.asynccontextmanager
+    async def opened(bucket: str) -> AsyncIterator[Store]:
+        is_ours = bucket == config.bucket.name
+        found = bare if is_ours else open_s3_store(replace(_settings(config), bucket=bucket), stats=stats)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
+            yield Retrying(found, backoff=Backoff(deadline_s=REQUEST_DEADLINE_S), stats=stats)
+        finally:
+            if not is_ours:
+                with trio.CancelScope(shield=True):
+                    await found.aclose()
+
+    return opened
 
 
 @contextlib.asynccontextmanager

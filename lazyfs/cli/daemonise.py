@@ -1,12 +1,13 @@
 """Going into the background, with the parent staying until it is known whether that worked.
 
-Nothing here may run after a thread or a client exists: fork copies neither. The child reports through a pipe with one
-JSON line, `{"ready": true}` or `{"error": reason, "exit": code}`; a pipe that closes without a line means that the
-child died.
+Nothing here may run after a thread or a client exists: fork copies neither. The child reports through a pipe in JSON
+lines: any number of `{"progress": {…}}`, then one `{"ready": true}` or `{"error": reason, "exit": code}`; a pipe that
+closes without that one means that the child died. Progress never waits for the parent: what does not fit is dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,19 +15,21 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from lazyfs.cli.logs import open_log_file
 from lazyfs.core.errors import LazyfsError, StartupError, UsageError
 
-Body = Callable[[Callable[[], None]], None]
-"""What the daemon does: call the argument once when ready, return when done, raise LazyfsError on failure."""
+Tell = Callable[[dict[str, Any]], None]
+Body = Callable[[Callable[[], None], Tell], None]
+"""What the daemon does: call the first argument once when ready, the second before that to tell of progress, return
+when done, raise LazyfsError on failure."""
 
 log = logging.getLogger(__name__)
 
 
-def daemonise(body: Body, *, log_file: Path) -> None:
-    """Run `body` in a background process; returns when it is ready.
+def daemonise(body: Body, *, log_file: Path, on_progress: Tell = lambda _: None) -> None:
+    """Run `body` in a background process; returns when it is ready. `on_progress` hears what it tells before.
 
     Raises what the body raised before that, as StartupError or UsageError, or StartupError if it died without a word.
     An interrupt (Ctrl-C) while waiting ends the child too.
@@ -43,12 +46,22 @@ def daemonise(body: Body, *, log_file: Path) -> None:
     os.close(log_descriptor)
     try:
         with os.fdopen(reader, encoding="utf-8") as pipe:
-            report = pipe.readline()
+            report = _listen(pipe, on_progress)
     except KeyboardInterrupt:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
     _judge(report, child, log_file)
+
+
+def _listen(pipe: TextIO, on_progress: Tell) -> str:
+    """The line that decides; an incomplete one or none if the child died."""
+    for line in pipe:
+        progress = json.loads(line).get("progress") if line.endswith("\n") else None
+        if progress is None:
+            return line
+        on_progress(progress)
+    return ""
 
 
 def _judge(report: str, child: int, log_file: Path) -> None:
@@ -102,13 +115,20 @@ def _run(body: Body, pipe: int, log_file: Path) -> int:
         if not told:
             told = True
             try:
+                os.set_blocking(pipe, True)
                 os.write(pipe, json.dumps(report).encode() + b"\n")
             except BrokenPipeError:  # the parent was killed; the mount is alive all the same
                 log.warning("nobody waits for the mount to be ready")
             os.close(pipe)
 
+    def tell_progress(progress: dict[str, Any]) -> None:
+        if not told:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a line is written whole: it is short
+                os.write(pipe, json.dumps({"progress": progress}).encode() + b"\n")
+
+    os.set_blocking(pipe, False)
     try:
-        body(lambda: tell(ready=True))
+        body(lambda: tell(ready=True), tell_progress)
     except LazyfsError as error:
         log.error("%s", error)
         code = 2 if isinstance(error, UsageError) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from lazyfs.cli.daemonise import daemonise
 from lazyfs.cli.logs import configure_logging
 from lazyfs.cli.options import HEADINGS, GroupedCommand, by_name, declared_options
 from lazyfs.cli.preflight import preflight
+from lazyfs.cli.progress import ImportView, Tell
 from lazyfs.config import Config, load
 from lazyfs.core.units import format_size
 
@@ -62,18 +64,25 @@ def mount(
     )
     preflight(config)
     if config.mount.foreground:
-        _run(config, lambda: click.echo(_mounted(config)))
+        with ImportView(may_draw=config.log.file is not None) as view:
+            _run(config, lambda: _say_ready(view, config), view.tell)
         return
     assert config.log.file is not None, "a default of the background"
-    daemonise(lambda on_ready: _run(config, on_ready), log_file=config.log.file)
+    with ImportView() as view:
+        daemonise(partial(_run, config), log_file=config.log.file, on_progress=view.tell)
     click.echo(_mounted(config))
 
 
-def _run(config: Config, on_ready: Callable[[], None]) -> None:
+def _say_ready(view: ImportView, config: Config) -> None:
+    view.close()
+    click.echo(_mounted(config))
+
+
+def _run(config: Config, on_ready: Callable[[], None], on_progress: Tell) -> None:
     configure_logging(config.log.file, config.log.level)
     from lazyfs.daemon import run  # noqa: PLC0415 - heavy, and only after the fork
 
-    run(config, on_ready=on_ready)
+    run(config, on_ready=on_ready, on_progress=on_progress)
 
 
 def _mounted(config: Config) -> str:

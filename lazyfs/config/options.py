@@ -34,6 +34,7 @@ from lazyfs.config.values import (
     parse_part_size,
     parse_path,
     parse_path_or_none,
+    parse_snapshot,
     parse_storage_class,
     parse_switch,
     parse_text,
@@ -211,6 +212,12 @@ class CacheConfig:
         "Whether the mount waits until the whole bucket is listed.",
         default="background",
         default_text="background",
+    )
+    snapshot: str | None = _option(
+        "index",
+        parse_snapshot,
+        "FILE|s3://BUCKET/KEY",
+        "Start from this snapshot of `lazyfs index export`, if what is kept here is not as new.",
     )
 
 

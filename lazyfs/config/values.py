@@ -42,6 +42,17 @@ def parse_path_or_none(text: str) -> Path | None:
     return None if text.strip().lower() == "none" else parse_path(text)
 
 
+def parse_snapshot(text: str) -> str:
+    """Where a snapshot of an index lies: s3://BUCKET/KEY, or an absolute path."""
+    scheme, separator, rest = parse_text(text).partition("://")
+    if not separator:
+        return str(parse_path(text))
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket or not key or key.endswith("/"):
+        raise UsageError(f"neither a file nor an object: {text!r} (write PATH or s3://BUCKET/KEY)")
+    return f"s3://{rest}"
+
+
 def parse_mode(text: str) -> int:
     """Permission bits for octal digits, as chmod has them."""
     if re.fullmatch(r"(0o)?[0-7]{1,4}", text.strip()) is None:

@@ -39,6 +39,7 @@ class Index:
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
         """Open or create the file at `path` for the bucket that `identity` names. DamagedIndexError."""
+        self.file = path
         self._writer = Transactions(path, identity)
         self._read = connect(path)
         self._read.execute("PRAGMA query_only = 1")

@@ -20,7 +20,7 @@ Newer = frozenset[tuple[int, str]]
 """(directory, name) of what was changed here after the facts began to be fetched."""
 
 SCHEMA_VERSION = 1
-_SCHEMA = f"""
+SCHEMA = f"""
 CREATE TABLE node (
     ino INTEGER PRIMARY KEY AUTOINCREMENT,
     parent INTEGER NOT NULL,
@@ -62,7 +62,7 @@ class Transactions:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = OFF")
             if new:
-                self._db.executescript(_SCHEMA)
+                self._db.executescript(SCHEMA)
                 self._db.execute("INSERT INTO meta VALUES ('identity', ?)", (json.dumps(identity),))
             self._check(identity)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # what is kept there may be no JSON

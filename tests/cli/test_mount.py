@@ -24,7 +24,7 @@ FAKE = """
 import sys, types
 daemon = types.ModuleType("lazyfs.daemon")
 sys.modules["lazyfs.daemon"] = daemon
-def run(config, *, on_ready):
+def run(config, *, on_ready, on_progress):
 {body}
 daemon.run = run
 """
