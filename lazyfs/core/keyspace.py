@@ -18,8 +18,8 @@ from os.path import commonprefix
 WORTH_A_CUT = 4.0
 """Pages that must be left of a segment, as far as can be told, for a second worker to be of use."""
 _DIGITS = 6
-_LOW, _HIGH, _TOP = 0x1F, 0x7F, 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
+_LOW, _HIGH, _TOP = 0x1F, 0x7F, 0x10FFFF - len(_SURROGATES)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +43,7 @@ class Segment:
             return inf
         if self.stop is None or self.pages < 2:
             return 0.0
-        shared = len(commonprefix((self.first, self.stop)))
+        shared = len(commonprefix((self.first, self.stop)))  # noqa: RUF071 - characters of keys are meant
         first, cursor, stop = (_position(text[shared:]) for text in (self.first, self.cursor, self.stop))
         return (self.pages - 1) * (stop - cursor) / (cursor - first) if cursor > first else inf
 
@@ -120,8 +120,8 @@ def midpoint(low: str, high: str | None) -> str | None:
     at = 0
     while high is not None and at < len(low) and at < len(high) and low[at] == high[at]:
         at += 1
-    below = ord(low[at]) if at < len(low) else _LOW
-    above = ord(high[at]) if high is not None else (_HIGH if below < _HIGH else _TOP)
+    below = _rank(low[at]) if at < len(low) else _LOW
+    above = _rank(high[at]) if high is not None else (_HIGH if below < _HIGH else _TOP)
     if above - below >= 2:
         return low[:at] + _character((below + above) // 2)
     if high is not None and at + 1 < len(high):
@@ -132,5 +132,11 @@ def midpoint(low: str, high: str | None) -> str | None:
     return None if deeper is None else low[: at + 1] + deeper
 
 
-def _character(point: int) -> str:
-    return chr(_SURROGATES.start - 1 if point in _SURROGATES else point)
+def _rank(character: str) -> int:
+    """The number of a character, counted without the surrogates."""
+    point = ord(character)
+    return point - len(_SURROGATES) if point >= _SURROGATES.stop else point
+
+
+def _character(rank: int) -> str:
+    return chr(rank + len(_SURROGATES) if rank >= _SURROGATES.start else rank)
