@@ -120,7 +120,7 @@ def midpoint(low: str, high: str | None) -> str | None:
     at = 0
     while high is not None and at < len(low) and at < len(high) and low[at] == high[at]:
         at += 1
-    below = _rank(low[at]) if at < len(low) else _LOW
+    below = max(_rank(low[at]), _LOW) if at < len(low) else _LOW
     above = _rank(high[at]) if high is not None else (_HIGH if below < _HIGH else _TOP)
     if above - below >= 2:
         return low[:at] + _character((below + above) // 2)

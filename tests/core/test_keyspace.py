@@ -18,6 +18,7 @@ keys = st.text(letters, max_size=5)
 @example("\ud7ffx", "\ue000")
 @example("\ud7ff", "\ue000")
 @example("a", "a\x01b")
+@example("\x01", "0")
 @example("\U0010ffff", None)
 @example("~~~", None)
 def test_a_midpoint_lies_strictly_between(low: str, high: str | None) -> None:
