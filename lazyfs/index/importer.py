@@ -73,11 +73,15 @@ class Importer:
         self._on_skipped = on_skipped
         self.progress = ImportProgress()
 
-    async def import_all(self) -> None:
+    async def import_all(self, *, anew: bool = False) -> None:
         """Make the index agree with the whole bucket. On an error what was applied so far stays, and is true.
+
+        `anew`: do not go on where an unfinished import was.
 
         Raises LazyfsError. The progress begins anew with each call.
         """
+        if anew:
+            await self._index.set_meta(_STATE, "")
         space, began_ns = self._resume()
         self.progress = ImportProgress("running", started_s=self._clock_ns() / 1e9)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -27,6 +28,9 @@ from lazyfs.store.listing import Lister
 from lazyfs.store.probe import RangeAnswer
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.settings import S3Settings
+
+if TYPE_CHECKING:
+    from lazyfs.store.events import EventSource
 
 log = logging.getLogger("lazyfs.store")
 
@@ -125,6 +129,12 @@ class S3Store:
         """See Store.delete."""
         self._stats.add("s3.requests.delete")
         await self._control.delete(key)
+
+    def events(self, spec: str, settings: S3Settings, *, prefix: str) -> EventSource:
+        """Where changes below `prefix` are told: `minio` or `sqs:URL`. UsageError."""
+        from lazyfs.store.events import open_events  # noqa: PLC0415 - the SDK takes 0.1 s to import, and few need it
+
+        return open_events(spec, settings=settings, control=self._control, prefix=prefix, stats=self._stats)
 
     async def aclose(self) -> None:
         """See Store.aclose."""

@@ -12,7 +12,7 @@ import datetime
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import unquote_plus
+from urllib.parse import unquote_plus, urlsplit
 
 import boto3
 import botocore.exceptions as sdk
@@ -121,6 +121,23 @@ class ControlPlane:
         if self._settings.expected_bucket_owner:
             headers["x-amz-expected-bucket-owner"] = self._settings.expected_bucket_owner
         return headers
+
+    def sqs_client(self, queue_url: str) -> Any:
+        """A client for the queue at this URL, as the same user; `translate` tells what it raises. UsageError."""
+        host = urlsplit(queue_url).netloc
+        # https://sqs.REGION.amazonaws.com/ACCOUNT/NAME
+        region = host.split(".")[1] if is_aws(queue_url) and host.startswith("sqs.") else self.region
+        endpoint = None if is_aws(queue_url) else f"{urlsplit(queue_url).scheme}://{host}"
+        config = Config(
+            connect_timeout=self._settings.connect_timeout_s,
+            read_timeout=self._settings.read_timeout_s,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            user_agent_extra="lazyfs",
+        )
+        try:
+            return self._session.client("sqs", endpoint_url=endpoint, region_name=region, config=config)
+        except (sdk.BotoCoreError, ValueError) as error:
+            raise UsageError(one_line(str(error))) from None
 
     # -- the verbs; see base.Store ------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class Namespace:
         self._nursery = nursery
         self.kernel: KernelCache = NoKernelCache()
         self._negative: LRU[tuple[int, str], int] = LRU()
-        self._checks: SingleFlight[tuple[int, str], None] = SingleFlight(nursery)
+        self._checks: SingleFlight[tuple[int, str], list[Change]] = SingleFlight(nursery)
         self._listings: SingleFlight[int, None] = SingleFlight(nursery)
         self.skipped_keys = 0
         self.importer = Importer(
@@ -106,12 +106,20 @@ class Namespace:
             on_skipped=self._count_skipped,
         )
         self._refreshed = ttl_s == 0
+        self._refreshing = trio.Lock()
+        self._missed = False
 
     async def refresh(self) -> None:
         """Make the index agree with the whole bucket. LazyfsError; what was learnt so far stays."""
-        self.skipped_keys = 0
-        await self.importer.import_all()
-        self._refreshed = True
+        async with self._refreshing:
+            self.skipped_keys = 0
+            anew, self._missed = self._missed, False
+            await self.importer.import_all(anew=anew)
+            self._refreshed = True
+
+    def missed(self) -> None:
+        """Changes before now may not have been told: the next refresh builds on nothing that was listed before."""
+        self._missed = True
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -157,6 +165,10 @@ class Namespace:
     def children(self, ino: int, *, after: str, limit: int) -> list[Node]:
         """The entries of directory `ino` above entry name `after`, in order."""
         return self._index.children(ino, after=after, limit=limit)
+
+    def version(self) -> int:
+        """Another number whenever anything may have changed: what was read from the index before may be outdated."""
+        return self._index.version()
 
     def is_empty(self, ino: int) -> bool:
         """Whether directory `ino`, which is listed, has no entries."""
@@ -239,10 +251,70 @@ class Namespace:
         if parent is not None:
             self.expire(parent, name)
 
+    async def learn(self, key: str) -> None:
+        """Object `key` was created, replaced or removed by somebody: ask for it, and for directories that come and go
+        with it. What it says is as new as the call. LazyfsError."""
+        path = key[len(self._root) :].removesuffix("/")
+        names = path.split("/")
+        if not key.startswith(self._root) or any(component_problem(name) for name in names):
+            return
+        while True:
+            try:
+                await self._learn(names)
+            except StaleInodeError:  # a directory on the way went meanwhile: the way is another one now
+                continue
+            return
+
+    async def _learn(self, names: list[str]) -> None:
+        ino, changes = ROOT_INO, []
+        for name in names[:-1]:
+            node = self._index.child(ino, name)
+            if node is None or node.kind is not Kind.DIRECTORY:
+                changes = await self._check_anew(ino, name)
+                node = self._index.child(ino, name)
+            if node is None or node.kind is not Kind.DIRECTORY:
+                break
+            ino = node.ino
+        else:
+            changes = await self._check_anew(ino, names[-1])
+        await self._settle_upwards(ino, changes)
+
+    async def _settle_upwards(self, ino: int, changes: list[Change]) -> None:
+        """Ask whether directory `ino`, and those above it, are still there after what was asked for in it is not.
+
+        One that our own deletion emptied stays until its lease ends: whoever deleted may go on in it.
+        """
+        while ino != ROOT_INO and self._index.is_empty(ino):
+            node = self.node(ino)
+            if node.listed_ns is not None and not any(change.parent == ino and change.ino for change in changes):
+                return
+            changes = await self._check_anew(node.parent, node.name)
+            ino = node.parent
+
+    async def _check_anew(self, parent: int, name: str) -> list[Change]:
+        """Check by requests that begin now: a check on its way may have asked too early, and so may a listing."""
+        began = False
+
+        async def check() -> list[Change]:
+            nonlocal began
+            began = True
+            return await self._check(parent, name)
+
+        while True:
+            self._index.note_local(parent, name)
+            try:
+                changes = await self._checks.run((parent, name), check)
+            except LazyfsError:
+                if began:
+                    raise
+                continue
+            if began:
+                return changes
+
     async def _recheck(self, parent: int, name: str) -> None:
         await self._quietly(self._checks.run((parent, name), lambda: self._check(parent, name)))
 
-    async def _quietly(self, work: Awaitable[None]) -> None:
+    async def _quietly(self, work: Awaitable[object]) -> None:
         try:
             await work
         except LazyfsError as error:  # it runs for nobody: the next who asks gets the error
@@ -283,11 +355,11 @@ class Namespace:
         else:
             await self._checks.run((parent, name), lambda: self._check(parent, name))
 
-    async def _check(self, parent: int, name: str) -> None:
-        """Ask S3 for exactly this name, as a file and as a directory at the same time."""
+    async def _check(self, parent: int, name: str) -> list[Change]:
+        """Ask S3 for exactly this name, as a file and as a directory at the same time; what changed."""
         if component_problem(name):
             self._deny(parent, name, self._clock_ns())
-            return
+            return []
         key = self.key(self.directory(parent)) + name
         now_ns = self._clock_ns()
         found: list[Entry] = []
@@ -297,6 +369,7 @@ class Namespace:
         if not found:
             self._deny(parent, name, now_ns)
         self._tell_kernel(applied.changes)
+        return applied.changes
 
     async def _ask(self, key: str, name: str, found: list[Entry]) -> None:
         async def as_file() -> None:
