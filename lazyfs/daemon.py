@@ -47,6 +47,7 @@ from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.procfs import still_open
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.slots import Slots
+from lazyfs.vfs.watching import Watcher
 from lazyfs.vfs.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -213,8 +214,23 @@ async def _import_first(namespace: Namespace, on_progress: Progress) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def _watch(mount: _Mount, background: trio.Nursery) -> None:
+    """With `--events`, follow changes from now on; before the first import, so that nothing falls between."""
+    config = mount.config
+    if config.cache.events is None:
+        return
+    source = mount.store.events(config.cache.events, _settings(config), prefix=config.bucket.prefix)
+    backoff = Backoff(deadline_s=STARTUP_DEADLINE_S)
+    watcher = Watcher(source=source, namespace=mount.namespace, backoff=backoff, stats=mount.stats)
+    try:
+        await background.start(watcher.run)
+    except StoreError as error:
+        raise StartupError(f"--events {config.cache.events}: {error}") from error
+
+
 async def _serve(mount: _Mount, on_ready: Callable[[], None], on_progress: Progress, background: trio.Nursery) -> None:
     config, namespace = mount.config, mount.namespace
+    await _watch(mount, background)
     if config.cache.import_mode == "wait":
         await _import_first(namespace, on_progress)
     try:

@@ -28,6 +28,7 @@ from lazyfs.config.values import (
     one_of,
     parse_account,
     parse_endpoint,
+    parse_events,
     parse_id,
     parse_memory,
     parse_mode,
@@ -218,6 +219,12 @@ class CacheConfig:
         parse_snapshot,
         "FILE|s3://BUCKET/KEY",
         "Start from this snapshot of `lazyfs index export`, if what is kept here is not as new.",
+    )
+    events: str | None = _option(
+        "events",
+        parse_events,
+        "minio|sqs:URL",
+        "Be told of changes at once: by the server's own stream, or by an SQS queue that is this mount's alone.",
     )
 
 

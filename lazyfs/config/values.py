@@ -53,6 +53,16 @@ def parse_snapshot(text: str) -> str:
     return f"s3://{rest}"
 
 
+def parse_events(text: str) -> str:
+    """Where changes are told: minio, or sqs: and the URL of a queue."""
+    word, separator, url = parse_text(text).partition(":")
+    if word.lower() == "minio" and not separator:
+        return "minio"
+    if word.lower() == "sqs" and re.fullmatch(r"https?://[^/?#\s@]+/[^?#\s]+", url) is not None:
+        return f"sqs:{url}"
+    raise UsageError("neither minio nor a queue (write it like sqs:https://sqs.REGION.amazonaws.com/ACCOUNT/NAME)")
+
+
 def parse_mode(text: str) -> int:
     """Permission bits for octal digits, as chmod has them."""
     if re.fullmatch(r"(0o)?[0-7]{1,4}", text.strip()) is None:

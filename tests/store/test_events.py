@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +21,7 @@ from lazyfs.store import events as module
 from lazyfs.store.events import Batch, EventStream, MinioEvents, SqsEvents, _LineStream, _Parser, _Waiting, open_events
 from lazyfs.store.s3 import ControlPlane, S3Settings
 from tests.conftest import new_bucket_name
-from tests.servers import REGION, Server, juicefs_gateway, moto_server
+from tests.servers import REGION, Server, juicefs_gateway
 
 ODD = ["plain", "a b/ü+%.txt", "c+d/%2B", "dir/"]
 
@@ -74,8 +78,8 @@ def test_the_first_message_of_every_queue_says_nothing() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no json", "[]", "7", "null", "{}", '{"Records": [1]}', '{"Records": [{"s3": {}}]}', '{"Message": "x"}', "\xff",
-     b"\xff", "[" * 100_000, json.dumps({"Records": [record(key=7)]})],  # type: ignore[arg-type]
+    ["", "no json", "[]", "7", "null", "{}", '{"Records": [1]}', '{"Records": [{"s3": {}}]}', '{"Message": "x"}',
+     "\xff", b"\xff", "[" * 100_000, json.dumps({"Records": [record(key=7)]})],  # type: ignore[arg-type]
     ids=lambda text: repr(text)[:20],
 )  # fmt: skip
 def test_malformed_messages_are_counted_and_harmless(text: str | bytes) -> None:
@@ -224,18 +228,12 @@ async def test_a_server_that_dies_ends_the_stream(
 
 
 def _stop(server: Server) -> Any:
-    import re
-    import signal
-    import subprocess
-
     port = server.endpoint_url.rpartition(":")[2]
 
     def stop() -> None:
         listing = subprocess.run(["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True, check=True)
         match = re.search(r"pid=(\d+)", listing.stdout)
         assert match is not None
-        import os
-
         os.kill(int(match[1]), signal.SIGKILL)
 
     return stop
