@@ -410,7 +410,7 @@ async def _disk(config: Config, stats: Stats) -> Any:
     if config.cache.directory is None:
         yield None
         return
-    scope = f"{config.bucket.endpoint_url or ''}\0{config.bucket.name}"
+    scope = f"{config.bucket.endpoint_url or ''}\0{config.bucket.name}\0{BLOCK_SIZE}"
     async with DiskTier(
         directory=config.cache.directory / "blocks", limit_bytes=config.cache.size, scope=scope, stats=stats
     ) as disk:

@@ -94,14 +94,15 @@ class KeySpace:
                 return right
         return None
 
-    def dump(self) -> list[tuple[str, str, str | None]]:
-        """What is left to do, as plain data: (start, cursor, stop) of each segment that is not done."""
-        return [(segment.start, segment.cursor, segment.stop) for segment in self.segments if not segment.done]
+    def dump(self) -> list[tuple[str, str, str | None, bool]]:
+        """Everything, as plain data: (start, cursor, stop, done) of each segment. Finished ones count too: their cuts
+        are still to be settled."""
+        return [(segment.start, segment.cursor, segment.stop, segment.done) for segment in self.segments]
 
     @classmethod
-    def load(cls, data: Iterable[tuple[str, str, str | None]]) -> KeySpace:
+    def load(cls, data: Iterable[tuple[str, str, str | None, bool]]) -> KeySpace:
         """The key space that `dump` described; what was done stays done."""
-        return cls([Segment(start, stop, cursor) for start, cursor, stop in data])
+        return cls([Segment(start, stop, cursor, done=done) for start, cursor, stop, done in data])
 
 
 def _position(text: str) -> float:

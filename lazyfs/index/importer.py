@@ -99,12 +99,12 @@ class Importer:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             state = json.loads(self._index.meta(_STATE) or "")
             if 0 <= now_ns - state["began_ns"] < RESUMABLE_S * 1e9:
-                return KeySpace.load(state["left"]), state["began_ns"]
+                return KeySpace.load(state["segments"]), state["began_ns"]
         return KeySpace(), now_ns
 
     async def keep(self, space: KeySpace, began_ns: int) -> None:
         """Write down what is left to list."""
-        await self._index.set_meta(_STATE, json.dumps({"began_ns": began_ns, "left": space.dump()}))
+        await self._index.set_meta(_STATE, json.dumps({"began_ns": began_ns, "segments": space.dump()}))
 
     async def list_page(self, segment: Segment, *, began_ns: int) -> str | None:
         """List and apply the next page of `segment`; where it ended, None for the segment's end."""
@@ -123,12 +123,13 @@ class Importer:
 
     async def _settle_cuts(self, space: KeySpace, began_ns: int) -> None:
         """Complete the directories that were told in pieces, and drop those of which no piece had anything."""
-        across = sorted({directory for cut in space.cuts() for directory in ancestors(cut)}, reverse=True)
-        for directory in across:  # children before their parents
+        across = sorted({directory for cut in space.cuts() for directory in ancestors(cut)})
+        for directory in across[1:]:  # parents before their children; the root exists
+            if self._index.find_directory(directory[:-1]) is None:
+                await self._check_directory(directory)
+        for directory in reversed(across[1:]):  # children before their parents
             ino = self._index.find_directory(directory[:-1])
-            if ino is None:
-                continue
-            if directory and self._index.is_empty(ino):
+            if ino is not None and self._index.is_empty(ino):
                 await self._check_directory(directory)
         complete = PageFacts([], across, [])
         with self._index.listing() as listing:

@@ -66,6 +66,8 @@ class Writer:
         """What was written and not sent yet: the bytes from `_sent` on."""
         self._sent = 0
         self._upload: Upload | None = None
+        self._finished = False
+        """Whether a multipart upload was completed: its parts are settled for good."""
         self._flights: list[Flight[Part]] = []
         self._dirty = True
         self._error: LazyfsError | None = None
@@ -82,6 +84,11 @@ class Writer:
         return self._dirty and self._error is None
 
     @property
+    def is_clean(self) -> bool:
+        """Whether the bucket has all that was written."""
+        return not self._dirty and self._error is None
+
+    @property
     def error(self) -> LazyfsError | None:
         """Why nothing more can be written, if so."""
         return self._error
@@ -90,7 +97,7 @@ class Writer:
         """Put `data` at `offset`; returns its length. OutOfOrderError, TooBigError, StoreError (of earlier parts)."""
         self._check()
         self._check_reach(offset + len(data))
-        if offset < self._sent or (self.etag is not None and self._sent):
+        if offset < self._sent or self._finished:
             self._poison(OutOfOrderError(f"{self.key!r}: write at {offset} touches what was already uploaded"))
         self._dirty = True
         async with self._whole_or_withdrawn():
@@ -106,7 +113,7 @@ class Writer:
         self._check_reach(size)
         if size == self.size:
             return
-        if size < self._sent or (self.etag is not None and self._sent):
+        if size < self._sent or self._finished:
             self._poison(OutOfOrderError(f"{self.key!r}: truncating to {size} cuts what was already uploaded"))
         self._dirty = True
         del self._tail[size - self._sent :]
@@ -191,6 +198,7 @@ class Writer:
         assert self._upload is not None
         etag = await self._store.complete_upload(self._upload, parts, condition=self._condition)
         self._upload = None
+        self._finished = True
         return etag
 
     # -- ending badly -------------------------------------------------------------------------------------------

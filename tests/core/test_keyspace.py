@@ -106,7 +106,7 @@ def test_each_key_is_listed_once_by_one_worker(
             held.remove(segment)
     assert sorted(listed) == ordered
     assert space.take() is None
-    assert space.dump() == []
+    assert all(done for *_, done in space.dump())
 
 
 def test_a_listing_begins_with_one_segment_and_is_not_cut_before_it_has_proven_large() -> None:

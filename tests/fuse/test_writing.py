@@ -309,7 +309,6 @@ def test_fsync_shows_the_file_and_writing_goes_on(room: Path, stored: Callable[[
     assert stored("log").count(b"\n") == 3
 
 
-@pytest.mark.xfail(strict=False, reason="Writer.write: a file that was committed once cannot grow over one part")
 def test_fsync_of_a_short_start_does_not_end_a_large_file(
     room: Path, stored: Callable[[str], bytes], shared_server: Server
 ) -> None:

@@ -142,7 +142,7 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path) -> None:
 
     run_jumping(first)
     index = Index(path, IDENTITY)
-    left = json.loads(index.meta("unfinished import") or "")["left"]
+    left = json.loads(index.meta("unfinished import") or "")["segments"]
     assert left
 
     async def second() -> None:
