@@ -300,6 +300,7 @@ def _build(
         root=config.bucket.prefix,
         ttl_s=config.cache.metadata_ttl_s,
         import_workers=IMPORT_WORKERS,
+        sorted_keys=not _settings(config).is_directory_bucket,
         clock_ns=time.time_ns,
         nursery=background,
         stats=stats,

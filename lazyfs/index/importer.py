@@ -20,7 +20,7 @@ import trio
 from lazyfs.core.errors import LazyfsError, StoreError
 from lazyfs.core.keyspace import KeySpace, Segment
 from lazyfs.core.listing import Entry, PageFacts, ancestors, slice_of_directory, slices_of_keys
-from lazyfs.core.types import ListPage
+from lazyfs.core.types import ListPage, ObjectInfo
 from lazyfs.index.base import Applied, Change
 from lazyfs.index.database import Index
 from lazyfs.store.base import Store
@@ -50,7 +50,8 @@ class ImportProgress:
 class Importer:
     """Lists everything below the mounted prefix `root`, or one directory, and makes the index agree.
 
-    `workers` is how many LIST requests go at a time.
+    `workers` is how many LIST requests go at a time. Where `sorted_keys` is False (S3 Express) nothing follows from
+    the place of a key in a page: then the import goes directory by directory, and holds one directory a worker.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Importer:
         index: Index,
         root: str,
         workers: int,
+        sorted_keys: bool,
         clock_ns: Callable[[], int],
         on_changes: Callable[[list[Change]], None],
         on_skipped: Callable[[list[str]], None],
@@ -67,7 +69,8 @@ class Importer:
         self._store = store
         self._index = index
         self._root = root
-        self._workers = workers
+        self.workers = workers
+        self._sorted_keys = sorted_keys
         self._clock_ns = clock_ns
         self._on_changes = on_changes
         self._on_skipped = on_skipped
@@ -85,9 +88,12 @@ class Importer:
         space, began_ns = self._resume()
         self.progress = ImportProgress("running", started_s=self._clock_ns() / 1e9)
         try:
-            await _Run(self, space, began_ns).run()
-            await self._settle_cuts(space, began_ns)
-            await self._index.set_meta(_STATE, "")
+            if self._sorted_keys:
+                await _Run(self, space, began_ns).run()
+                await self._settle_cuts(space, began_ns)
+                await self._index.set_meta(_STATE, "")
+            else:
+                await _Walk(self).run()
         except BaseException as error:
             self.progress.state, self.progress.error = "failed", str(error)
             raise
@@ -148,66 +154,115 @@ class Importer:
             found = [Entry(name + "/")] if page.objects else []
             self._tell(await self._index.apply_names(parent, (name + "/",), found, listing, now_ns=now_ns))
 
-    async def list_directory(self, path: str) -> None:
-        """Make the index agree with one directory (path below the mounted prefix, empty or ending in `/`)."""
+    async def list_directory(self, path: str) -> list[str]:
+        """Make the index agree with one directory (path below the mounted prefix, empty or ending in `/`).
+
+        The paths of the directories in it. Where keys are sorted each page is applied when it is there.
+        """
         began_ns = self._clock_ns()
+        inner: list[str] = []
+        objects: list[ObjectInfo] = []
+        prefixes: list[str] = []
         after, token, last = "", None, False
         while not last:
             with self._index.listing() as listing:
                 page_ns = self._clock_ns()
                 page = await self._store.list_page(self._root + path, delimiter="/", token=token, limit=PAGE)
                 token, last = page.next_token, page.next_token is None
-                piece, skipped = slice_of_directory(
-                    path, page.objects, page.prefixes, root=self._root, after=after, last=last
-                )
+                objects += page.objects
+                prefixes += page.prefixes
+                self.progress.pages += 1
+                if not self._sorted_keys and not last:
+                    continue
+                piece, skipped = slice_of_directory(path, objects, prefixes, root=self._root, after=after, last=last)
                 facts = PageFacts([piece], [path] if last else [], skipped)
                 applied = await self._index.apply_page(facts, listing, page_ns=page_ns, began_ns=began_ns)
             self._tell(applied)
-            after = piece.upto or after
+            inner += [path + entry.name for entry in piece.entries if entry.is_dir]
+            self.progress.objects += len(objects)
+            objects, prefixes, after = [], [], piece.upto or after
+        return inner
 
     def _tell(self, applied: Applied) -> None:
         self.progress.directories += applied.directories
         self._on_changes(applied.changes)
 
 
-class _Run:
-    """The workers of one import."""
+class _Workers:
+    """Several workers at one job. The first error of one stops them all, and is raised as itself."""
 
-    def __init__(self, importer: Importer, space: KeySpace, began_ns: int) -> None:
+    def __init__(self, importer: Importer) -> None:
         self._importer = importer
-        self._space = space
-        self._began_ns = began_ns
         self._moved = trio.Event()
-        """Set, and replaced, whenever the key space changed: somebody idle may find work."""
+        """Set, and replaced, whenever something changed: somebody idle may find work."""
         self._errors: list[LazyfsError] = []
-        self._pages = 0
 
     async def run(self) -> None:
-        """List everything. The first error of a worker stops them all, and is raised as itself."""
+        """Do it all."""
         async with trio.open_nursery() as nursery:
-            for _ in range(self._importer._workers):  # noqa: SLF001 - one concept in two classes
-                nursery.start_soon(self._work, nursery.cancel_scope)
+            for _ in range(self._importer.workers):
+                nursery.start_soon(self._try, nursery.cancel_scope)
         if self._errors:
             raise self._errors[0]
 
-    async def _work(self, scope: trio.CancelScope) -> None:
+    async def _try(self, scope: trio.CancelScope) -> None:
+        try:
+            await self._work()
+        except LazyfsError as error:
+            self._errors.append(error)
+            scope.cancel()
+
+    async def _work(self) -> None:
+        raise AssertionError("each kind of import works in its own way")
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
+
+
+class _Walk(_Workers):
+    """An import directory by directory, deepest first, so that what is still to do stays short."""
+
+    def __init__(self, importer: Importer) -> None:
+        super().__init__(importer)
+        self._waiting = [""]
+        self._busy = 0
+
+    async def _work(self) -> None:
+        while self._waiting or self._busy:
+            if not self._waiting:
+                await self._moved.wait()
+                continue
+            self._busy += 1
+            try:
+                self._waiting += await self._importer.list_directory(self._waiting.pop())
+            finally:
+                self._busy -= 1
+                self._move()
+
+
+class _Run(_Workers):
+    """An import by key ranges."""
+
+    def __init__(self, importer: Importer, space: KeySpace, began_ns: int) -> None:
+        super().__init__(importer)
+        self._space = space
+        self._began_ns = began_ns
+        self._pages = 0
+
+    async def _work(self) -> None:
         while not self._space.done:
             segment = self._space.take()
             if segment is None:
                 await self._moved.wait()
-                continue
-            try:
+            else:
                 await self._list(segment)
-            except LazyfsError as error:
-                self._errors.append(error)
-                scope.cancel()
 
     async def _list(self, segment: Segment) -> None:
         while not segment.done:
             cursor = await self._importer.list_page(segment, began_ns=self._began_ns)
             self._space.advance(segment, cursor)
-            self._moved.set()
-            self._moved = trio.Event()
+            self._move()
             self._pages += 1
             if self._pages % CHECKPOINT_PAGES == 0:
                 await self._importer.keep(self._space, self._began_ns)

@@ -66,7 +66,7 @@ class Namespace:
     """The tree below the mounted prefix `root` (a key prefix, empty or ending in `/`).
 
     `ttl_s` is the lease in seconds; infinity for data that does not change. `import_workers` is how many LIST requests
-    an import makes at a time.
+    an import makes at a time; `sorted_keys` is whether the server lists in key order.
 
     An index from an earlier mount is believed until the first refresh has caught up with it (`refreshed`): names and
     attributes are served at once, but a file is checked when it is opened.
@@ -80,6 +80,7 @@ class Namespace:
         root: str,
         ttl_s: float,
         import_workers: int,
+        sorted_keys: bool,
         clock_ns: Callable[[], int],
         nursery: trio.Nursery,
         stats: Stats,
@@ -101,6 +102,7 @@ class Namespace:
             index=index,
             root=root,
             workers=import_workers,
+            sorted_keys=sorted_keys,
             clock_ns=clock_ns,
             on_changes=self._tell_kernel,
             on_skipped=self._count_skipped,

@@ -78,12 +78,13 @@ def tree_of_keys(sizes: dict[str, int]) -> dict[str, object]:
     return tree
 
 
-def importer_of(store: MemoryStore, index: Index, *, workers: int = 4) -> Importer:
+def importer_of(store: MemoryStore, index: Index, *, workers: int = 4, sorted_keys: bool = True) -> Importer:
     return Importer(
         store=store,
         index=index,
         root="",
         workers=workers,
+        sorted_keys=sorted_keys,
         clock_ns=lambda: 1_000_000_000,
         on_changes=lambda changes: None,
         on_skipped=lambda keys: None,
@@ -94,13 +95,45 @@ def run_jumping(work: object) -> None:
     trio.run(work, clock=trio.testing.MockClock(autojump_threshold=0))  # type: ignore[arg-type]
 
 
+class Unsorted(TinyPages):
+    """Lists in no order, as S3 Express does; knows no start_after."""
+
+    async def list_page(
+        self,
+        prefix: str,
+        *,
+        delimiter: str = "",
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+    ) -> ListPage:
+        assert not start_after
+        assert not prefix or prefix.endswith("/")
+        await trio.lowlevel.checkpoint()
+        page = await MemoryStore.list_page(self, prefix, delimiter=delimiter)
+        told = [*page.objects, *page.prefixes]
+        random_module.Random(self.seed).shuffle(told)
+        at = int(token or 0)
+        piece = told[at : at + self.page_limit]
+        return ListPage(
+            tuple(one for one in piece if not isinstance(one, str)),
+            tuple(one for one in piece if isinstance(one, str)),
+            str(at + self.page_limit) if at + self.page_limit < len(told) else None,
+        )
+
+
 @settings(deadline=None, max_examples=60)
-@given(KEYS, KEYS, st.integers(1, 6), st.integers(0, 5))
+@given(KEYS, KEYS, st.integers(1, 6), st.integers(0, 5), st.booleans())
 def test_any_import_by_any_number_of_workers_makes_the_tree_of_the_keys(
-    tmp_path_factory: pytest.TempPathFactory, old: list[str], new: list[str], workers: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    old: list[str],
+    new: list[str],
+    workers: int,
+    seed: int,
+    sorted_keys: bool,
 ) -> None:
     index = Index(tmp_path_factory.mktemp("index") / "index.db", IDENTITY)
-    store = TinyPages(clock=lambda: 0, min_part_size=1)
+    store = (TinyPages if sorted_keys else Unsorted)(clock=lambda: 0, min_part_size=1)
     store.seed = seed
 
     async def work() -> None:
@@ -109,7 +142,7 @@ def test_any_import_by_any_number_of_workers_makes_the_tree_of_the_keys(
                 store.delete_now(key)
             for number, key in enumerate(keys):
                 store.put_now(key, bytes(number % 7))
-            await importer_of(store, index, workers=workers).import_all()
+            await importer_of(store, index, workers=workers, sorted_keys=sorted_keys).import_all()
             expected = tree_of_keys({key: len(store.body(key)) for key in store.keys()})  # noqa: SIM118
             assert tree_of(index) == expected
             directories = index._read.execute(

@@ -76,9 +76,7 @@ class SmallPages(MemoryStore):
         limit: int = 1000,
     ) -> ListPage:
         limit = min(limit, self.page_limit)
-        return await super().list_page(
-            prefix, delimiter=delimiter, start_after=start_after, token=token, limit=limit
-        )
+        return await super().list_page(prefix, delimiter=delimiter, start_after=start_after, token=token, limit=limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +88,9 @@ class Knobs:
     whole_object: int = 24
     part: int = 16
     memory: int = 512
-    readahead: ReadAheadPolicy = ReadAheadPolicy(first_window=16, max_window=64, bridge=8)
+    readahead: ReadAheadPolicy = field(
+        default_factory=lambda: ReadAheadPolicy(first_window=16, max_window=64, bridge=8)
+    )
     slots: int = 4
     hints: int = 2
 
@@ -111,9 +111,10 @@ class Mount:
     permanent: frozenset[Any] = field(default_factory=frozenset)
 
     async def settle(self) -> None:
-        """Return once nothing goes on in the background: flights, checks, aborts. Never by waiting for luck."""
+        """Return once nothing goes on in the background: flights, checks, aborts, writes to disk. Never by waiting for luck."""
         with trio.fail_after(SETTLE_S):
-            while self.nursery.child_tasks - self.permanent:
+            disk = self.cache.disk
+            while self.nursery.child_tasks - self.permanent or (disk is not None and disk.pending_bytes):
                 await trio.lowlevel.checkpoint()
 
     def gauges(self) -> dict[str, int]:
@@ -214,6 +215,7 @@ async def mounted(
             root=root,
             ttl_s=ttl_s,
             import_workers=4,
+            sorted_keys=True,
             clock_ns=clock,
             nursery=nursery,
             stats=stats,
