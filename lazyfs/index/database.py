@@ -79,6 +79,10 @@ class Index:
         )
         return [Node(*row) for row in rows]
 
+    def version(self) -> int:
+        """Another number after each transaction."""
+        return int(self._read.execute("PRAGMA data_version").fetchone()[0])
+
     def is_empty(self, parent: int) -> bool:
         """Whether no entry of `parent` is known."""
         return self._read.execute("SELECT 1 FROM node WHERE parent = ? LIMIT 1", (parent,)).fetchone() is None

@@ -6,6 +6,7 @@ has no handles can use them too. This is where names, readers and writers meet; 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -23,8 +24,11 @@ from lazyfs.core.errors import (
     NoEntryError,
     NotDirectoryError,
     NotEmptyError,
+    NotFoundError,
     NotPermittedError,
     NotSupportedError,
+    PreconditionFailedError,
+    StaleError,
     StaleInodeError,
 )
 from lazyfs.core.parts import PartSizes
@@ -115,21 +119,24 @@ class FileSystem:
         whatever else comes and goes.
         """
         handle = self.handles.directory(fh)
-        if offset not in handle.positions:
-            after = self._entry_at(handle.ino, offset) if offset else ""
-            self._refill(handle, after)
-            position = 0
-        else:
-            position = handle.positions[offset] + 1
+        after = handle.entry_at(offset)
+        if after is None:
+            after = self._entry_at(handle.ino, offset)
+        if offset == 0 or offset not in handle.positions or handle.version != self.namespace.version():
+            self._refill(handle, after, offset)
+        position = handle.positions[offset] + 1
         while handle.batch:
             for node in handle.batch[position:]:
                 yield node.name, self._attributes(node, handle.above), node.ino
             position = 0
-            self._refill(handle, handle.batch[-1].entry)
+            self._refill(handle, handle.batch[-1].entry, handle.batch[-1].ino)
 
-    def _refill(self, handle: DirectoryHandle, after: str) -> None:
-        handle.above = self.namespace.node(handle.ino)
-        handle.refill(self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH))
+    def _refill(self, handle: DirectoryHandle, after: str, offset: int) -> None:
+        handle.version = self.namespace.version()
+        batch = self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH)
+        if batch:  # nothing is left to tell of a directory that has gone meanwhile
+            handle.above = self.namespace.node(handle.ino)
+        handle.refill(batch, after, offset)
 
     def _entry_at(self, directory: int, offset: int) -> str:
         node = self.namespace.node(offset)
@@ -168,10 +175,10 @@ class FileSystem:
         if node.kind is Kind.DIRECTORY:
             raise IsDirectoryError(name)
         file = self.handles.by_ino(node.ino)
-        if file is not None and file.writer is not None:
-            file.deleted = True
+        if file is not None:
+            file.deleted = True  # a commit that waits for its turn must not bring it back
             async with file.turn:
-                await file.writer.discard()
+                await self._discard(file)
                 node = file.node
         if not node.is_local:
             await self._store.delete(self.namespace.key(node))
@@ -185,7 +192,7 @@ class FileSystem:
         file = self.handles.by_ino(node.ino)
         if node.kind is Kind.DIRECTORY or node.size > MAX_COPY_BYTES:
             raise CrossDeviceError(f"{name!r} cannot be renamed in place")
-        if file is not None and file.writer is not None and file.writer.is_dirty:
+        if file is not None and file.writer is not None and not file.writer.is_clean:
             raise BusyError(f"{name!r} is being written")
         try:
             target = await self.namespace.lookup(new_parent, new_name)
@@ -195,13 +202,32 @@ class FileSystem:
             self._check_replaceable(target, node, replace=replace)
         if target is not None and target.ino == node.ino:
             return
-        etag = await self._store.copy(ObjectId(self.namespace.key(node), node.etag), key)
+        replaced = self.handles.by_ino(target.ino) if target is not None else None
+        async with replaced.turn if replaced is not None else contextlib.nullcontext():
+            etag = await self._copy(node, key)
+            if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
+                replaced.deleted = True
+                await self._discard(replaced)
         await self._store.delete(self.namespace.key(node))
         moved = await self.namespace.move(node, new_parent, new_name, etag=etag)
         if file is not None:
             file.node = moved
+            file.writer = None  # it knows the old name
             if file.object is not None:
                 file.object.oid = ObjectId(key, etag)
+
+    async def _copy(self, node: Node, key: str) -> str:
+        try:
+            return await self._store.copy(ObjectId(self.namespace.key(node), node.etag), key)
+        except (PreconditionFailedError, NotFoundError) as error:
+            self.namespace.expire(node.parent, node.name)
+            raise StaleError(f"{node.name!r} was replaced or deleted in the bucket meanwhile") from error
+
+    @staticmethod
+    async def _discard(file: OpenFile) -> None:
+        """The file has no name any more: nothing of it goes up. The caller has its turn."""
+        if file.writer is not None:
+            await file.writer.discard()
 
     def _check_replaceable(self, target: Node, node: Node, *, replace: bool) -> None:
         if not replace:
@@ -274,7 +300,7 @@ class FileSystem:
     async def read(self, ino: int, fh: int, span: Range) -> Buffer:
         """The bytes of `span`, short only at the end of the file. StaleError, StoreError."""
         file = self.handles.file(fh).file
-        if file.writer is not None and (file.writer.is_dirty or file.object is None):
+        if file.writer is not None and not file.writer.is_clean:
             return file.writer.read(span)
         return await self._reader.read(self._object(file), span)
 
@@ -309,8 +335,7 @@ class FileSystem:
     async def _resize(self, ino: int, size: int) -> Node:
         file = self.handles.by_ino(ino)
         if file is not None and file.writer is not None:
-            async with file.turn:
-                await file.writer.truncate(size)
+            await self._truncate(file, size)
             return file.node
         # Nobody is writing: truncate(2) opens, truncates and closes.
         fh = await self.open(ino, os.O_WRONLY | (0 if size else os.O_TRUNC), 0)
@@ -325,6 +350,10 @@ class FileSystem:
 
     async def _set_time(self, node: Node, mtime_ns: int) -> Node:
         file = self.handles.by_ino(node.ino)
+        if not self._has_name(node):  # deleted or replaced while it is open
+            assert file is not None
+            file.node = node._replace(mtime_ns=mtime_ns)
+            return file.node
         changed = await self.namespace.put_file(
             node.parent, node.name, size=node.size, mtime_ns=mtime_ns, etag=node.etag
         )
@@ -370,7 +399,7 @@ class FileSystem:
 
     async def _truncate(self, file: OpenFile, size: int) -> None:
         async with file.turn:
-            if size == 0 and file.writer is None:
+            if size == 0 and (file.writer is None or file.writer.is_clean):
                 self._start_writer(file, b"")
                 return
             writer = file.writer or await self._begin_rewrite(file)
@@ -400,8 +429,10 @@ class FileSystem:
             except LazyfsError as error:
                 log.error("upload of %r failed: %s", writer.key, error)
                 self._spoiled.add(file.ino)
-                if file.node.is_local:
+                if file.node.is_local and self._has_name(file.node):
                     await self.namespace.remove(file.node)
+                # Who won the race, or whether our object is there after all, only the bucket knows.
+                self.namespace.expire(file.node.parent, file.node.name)
                 raise
             assert writer.etag is not None
             node = file.node
@@ -425,6 +456,14 @@ class FileSystem:
     def _condition(self, condition: Condition) -> Condition:
         """`condition` where the endpoint was seen to honour it; elsewhere last writer wins, as S3 always had it."""
         return condition if self.policy.conditional_put else Condition()
+
+    def _has_name(self, node: Node) -> bool:
+        """Whether the namespace still has this inode."""
+        try:
+            self.namespace.node(node.ino)
+        except StaleInodeError:
+            return False
+        return True
 
     async def _check_absent(self, parent: int, name: str) -> None:
         try:

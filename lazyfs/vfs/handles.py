@@ -48,20 +48,33 @@ class FileHandle:
 class DirectoryHandle:
     """One opendir(3), with the batch of entries that it is reading from.
 
-    An offset is the inode number of the entry told last. `positions` finds it in `batch`, so that a listing goes on
-    where it was even if that entry has gone away meanwhile.
+    An offset is the inode number of the entry told last. `positions` finds it in `batch`, or just before it (-1), so
+    that a listing goes on where it was even if that entry has gone away meanwhile.
     """
 
     ino: int
     above: Node | None = None
     """The directory's own row, as it was when the batch was read: it says for how long its entries may be believed."""
+    version: int = -1
+    """Of the namespace, when the batch was read."""
+    before: str = ""
+    """The entry told before the batch."""
     batch: list[Node] = field(default_factory=list)
     positions: dict[int, int] = field(default_factory=dict)
 
-    def refill(self, batch: list[Node]) -> None:
-        """Go on to the next batch."""
-        self.batch = batch
-        self.positions = {node.ino: position for position, node in enumerate(batch)}
+    def entry_at(self, offset: int) -> str | None:
+        """The entry that has this offset; None if it is not of this batch."""
+        if offset == 0:
+            return ""
+        position = self.positions.get(offset)
+        if position is None:
+            return None
+        return self.before if position < 0 else self.batch[position].entry
+
+    def refill(self, batch: list[Node], after: str, offset: int) -> None:
+        """Go on with `batch`, which begins after the entry `after` at `offset`."""
+        self.batch, self.before = batch, after
+        self.positions = {offset: -1} | {node.ino: position for position, node in enumerate(batch)}
 
 
 class Handles:

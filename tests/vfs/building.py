@@ -111,7 +111,7 @@ class Mount:
     permanent: frozenset[Any] = field(default_factory=frozenset)
 
     async def settle(self) -> None:
-        """Return once nothing goes on in the background: flights, checks, aborts, writes to disk. Never by waiting for luck."""
+        """Return once nothing goes on in the background: flights, checks, aborts, writes to disk."""
         with trio.fail_after(SETTLE_S):
             disk = self.cache.disk
             while self.nursery.child_tasks - self.permanent or (disk is not None and disk.pending_bytes):
