@@ -44,6 +44,14 @@ class Node(NamedTuple):
         return self.kind is Kind.FILE and self.etag == LOCAL_ETAG
 
 
+ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+
+def is_archived(node: Node) -> bool:
+    """Whether the object lies in a storage class that must be restored before it can be read."""
+    return node.storage_class in ARCHIVE_CLASSES
+
+
 class Change(NamedTuple):
     """A name that no longer means what it did. `ino` is what it meant, 0 if nothing."""
 

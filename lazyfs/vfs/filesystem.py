@@ -29,14 +29,14 @@ from lazyfs.core.errors import (
     NotSupportedError,
     PreconditionFailedError,
     StaleError,
-    StaleInodeError,
 )
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Condition, Kind, ObjectId, Range
-from lazyfs.index.base import LOCAL_ETAG, Node
+from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import Store
-from lazyfs.vfs.handles import DirectoryHandle, Handles, OpenFile
+from lazyfs.vfs.directories import DirectoryReader
+from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import OpenObject, Reader
@@ -44,8 +44,6 @@ from lazyfs.vfs.writer import Writer
 
 log = logging.getLogger(__name__)
 
-ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-READDIR_BATCH = 512
 MAX_COPY_BYTES = 5 * 1024**3
 """The largest object that one server-side copy takes."""
 
@@ -93,6 +91,7 @@ class FileSystem:
         self._born_ns = clock_ns()
         """The time of every directory: a bucket knows none, and it must not change under the kernel."""
         self._still_open = still_open
+        self._listing = DirectoryReader(namespace, self._attributes)
         self._spoiled: set[int] = set()
         """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed."""
 
@@ -118,31 +117,7 @@ class FileSystem:
         An offset is the inode number of the entry before it. Entries that exist all the time are told exactly once,
         whatever else comes and goes.
         """
-        handle = self.handles.directory(fh)
-        after = handle.entry_at(offset)
-        if after is None:
-            after = self._entry_at(handle.ino, offset)
-        if offset == 0 or offset not in handle.positions or handle.version != self.namespace.version():
-            self._refill(handle, after, offset)
-        position = handle.positions[offset] + 1
-        while handle.batch:
-            for node in handle.batch[position:]:
-                yield node.name, self._attributes(node, handle.above), node.ino
-            position = 0
-            self._refill(handle, handle.batch[-1].entry, handle.batch[-1].ino)
-
-    def _refill(self, handle: DirectoryHandle, after: str, offset: int) -> None:
-        handle.version = self.namespace.version()
-        batch = self.namespace.children(handle.ino, after=after, limit=READDIR_BATCH)
-        if batch:  # nothing is left to tell of a directory that has gone meanwhile
-            handle.above = self.namespace.node(handle.ino)
-        handle.refill(batch, after, offset)
-
-    def _entry_at(self, directory: int, offset: int) -> str:
-        node = self.namespace.node(offset)
-        if node.parent != directory:
-            raise StaleInodeError(f"offset {offset} is not of this directory")
-        return node.entry
+        return self._listing.entries(self.handles.directory(fh), offset)
 
     def close_directory(self, fh: int) -> None:
         """Forget the handle."""
@@ -152,7 +127,7 @@ class FileSystem:
         """Create a directory and its marker object. ExistsError."""
         self.policy.check_writable()
         key = self.namespace.new_key(parent, name)
-        await self._check_absent(parent, name)
+        await self.namespace.check_absent(parent, name)
         await self._store.put(key + "/", b"")
         return self._attributes(await self.namespace.put_directory(parent, name))
 
@@ -273,7 +248,7 @@ class FileSystem:
         node = file.node if file is not None else self.namespace.node(ino)
         if node.kind is Kind.DIRECTORY:
             raise IsDirectoryError(node.name)
-        if node.storage_class in ARCHIVE_CLASSES:
+        if is_archived(node):
             log.warning("%r is in storage class %s; restore it first", node.name, node.storage_class)
             raise ArchivedError(f"{node.name!r} is archived ({node.storage_class}); restore it first")
         return node
@@ -281,15 +256,17 @@ class FileSystem:
     def _object(self, file: OpenFile) -> OpenObject:
         """The version to read, remembered from the first open on so that all handles see the same."""
         if file.object is None:
-            oid = ObjectId(self.namespace.key(file.node), file.node.etag)
-            file.object = OpenObject(oid, file.node.size, ReadAhead(self._readahead))
+            file.object = self._version(ObjectId(self.namespace.key(file.node), file.node.etag), file.node.size)
         return file.object
+
+    def _version(self, oid: ObjectId, size: int) -> OpenObject:
+        return OpenObject(oid, size, ReadAhead(self._readahead))
 
     async def create(self, parent: int, name: str, pid: int) -> tuple[int, Attributes]:
         """Create a file and open it for writing. ExistsError, BadNameError, NameTooLongError, ReadOnlyError."""
         self.policy.check_writable()
         key = self.namespace.new_key(parent, name)
-        await self._check_absent(parent, name)
+        await self.namespace.check_absent(parent, name)
         node = await self.namespace.put_file(parent, name, size=0, mtime_ns=self._clock_ns(), etag=LOCAL_ETAG)
         fh, file = self.handles.open_file(node, pid=pid, writable=True)
         file.writer = self._new_writer(key, b"", self._condition(Condition(absent=True)))
@@ -350,7 +327,7 @@ class FileSystem:
 
     async def _set_time(self, node: Node, mtime_ns: int) -> Node:
         file = self.handles.by_ino(node.ino)
-        if not self._has_name(node):  # deleted or replaced while it is open
+        if not self.namespace.has(node.ino):  # deleted or replaced while it is open
             assert file is not None
             file.node = node._replace(mtime_ns=mtime_ns)
             return file.node
@@ -429,7 +406,7 @@ class FileSystem:
             except LazyfsError as error:
                 log.error("upload of %r failed: %s", writer.key, error)
                 self._spoiled.add(file.ino)
-                if file.node.is_local and self._has_name(file.node):
+                if file.node.is_local and self.namespace.has(file.node.ino):
                     await self.namespace.remove(file.node)
                 # Who won the race, or whether our object is there after all, only the bucket knows.
                 self.namespace.expire(file.node.parent, file.node.name)
@@ -439,7 +416,7 @@ class FileSystem:
             file.node = await self.namespace.put_file(
                 node.parent, node.name, size=writer.size, mtime_ns=node.mtime_ns, etag=writer.etag
             )
-            file.object = None  # readers from now on read the new version
+            file.object = self._version(ObjectId(writer.key, writer.etag), writer.size)  # what is read from now on
             if file.node.ino != file.ino:  # replaced by somebody while it was written, and now by us
                 self._spoiled.add(file.node.ino)
                 self.namespace.kernel.forget_entry(node.parent, node.name)
@@ -457,21 +434,6 @@ class FileSystem:
         """`condition` where the endpoint was seen to honour it; elsewhere last writer wins, as S3 always had it."""
         return condition if self.policy.conditional_put else Condition()
 
-    def _has_name(self, node: Node) -> bool:
-        """Whether the namespace still has this inode."""
-        try:
-            self.namespace.node(node.ino)
-        except StaleInodeError:
-            return False
-        return True
-
-    async def _check_absent(self, parent: int, name: str) -> None:
-        try:
-            await self.namespace.lookup(parent, name)
-        except NoEntryError:
-            return
-        raise ExistsError(name)
-
     def _attributes(self, node: Node, above: Node | None = None) -> Attributes:
         file = self.handles.by_ino(node.ino)
         writer = file.writer if file is not None else None
@@ -479,10 +441,8 @@ class FileSystem:
         mtime_ns = node.mtime_ns
         if node.kind is Kind.DIRECTORY:
             mode, size, mtime_ns = stat.S_IFDIR | self.policy.dir_mode, 4096, self._born_ns
-        elif node.storage_class in ARCHIVE_CLASSES:
-            mode = stat.S_IFREG
         else:
-            mode = stat.S_IFREG | self.policy.file_mode
+            mode = stat.S_IFREG | (0 if is_archived(node) else self.policy.file_mode)
         # What is being written: the kernel asks each time, or it would believe the name for long after the upload.
         lease_s = 0.0 if node.is_local else self.namespace.lease_s(node, above)
         return Attributes(node.ino, node.kind, size, mtime_ns, mode, self.policy.uid, self.policy.gid, lease_s)

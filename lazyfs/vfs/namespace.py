@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
 
 import trio
 
 from lazyfs.core.errors import (
     BadNameError,
+    ExistsError,
     LazyfsError,
     NameTooLongError,
     NoEntryError,
@@ -38,6 +38,7 @@ from lazyfs.index.database import Index
 from lazyfs.index.importer import PAGE, Importer
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import SingleFlight
+from lazyfs.vfs.kernel import KernelCache, NoKernelCache
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +46,6 @@ MAX_NEGATIVE = 65_536
 """Names known not to exist in directories that are not fully listed."""
 MAX_KERNEL_TIMEOUT_S = 365 * 86400.0
 _REPORTED_SKIPS = 10
-
-
-class KernelCache(Protocol):
-    """What the kernel remembers of us, and how to make it forget. Never blocks."""
-
-    def forget_entry(self, parent: int, name: str) -> None:
-        """`name` in directory `parent` no longer means what the kernel was told."""
-        ...
-
-
-class NoKernelCache:
-    """For tests and before the mount: nobody remembers anything."""
-
-    def forget_entry(self, parent: int, name: str) -> None:
-        """Nothing to forget."""
 
 
 class Namespace:
@@ -136,12 +122,24 @@ class Namespace:
             raise NoEntryError(name)
         return node
 
+    async def check_absent(self, parent: int, name: str) -> None:
+        """Return if there is no `name`. ExistsError."""
+        try:
+            await self.lookup(parent, name)
+        except NoEntryError:
+            return
+        raise ExistsError(name)
+
     def node(self, ino: int) -> Node:
         """The row of `ino`, without asking whether it is still true. StaleInodeError."""
         node = self._index.node(ino)
         if node is None:
             raise StaleInodeError(f"inode {ino}")
         return node
+
+    def has(self, ino: int) -> bool:
+        """Whether some name still means this inode."""
+        return self._index.node(ino) is not None
 
     async def current(self, ino: int) -> Node:
         """The row of `ino`, asked for anew if its lease has ended. StaleInodeError if it was replaced."""

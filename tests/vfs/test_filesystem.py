@@ -35,7 +35,7 @@ from lazyfs.core.errors import (
     TransientStoreError,
 )
 from lazyfs.core.types import ROOT_INO, Capabilities, Kind, Range
-from lazyfs.vfs import filesystem
+from lazyfs.vfs import directories
 from lazyfs.vfs.filesystem import Changes
 from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
 
@@ -708,7 +708,7 @@ async def test_handles_share_the_version_that_was_opened_first(mount: Mounting, 
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(filesystem, "READDIR_BATCH", 4)
+    monkeypatch.setattr(directories, "BATCH", 4)
     return 4
 
 
