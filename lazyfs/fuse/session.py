@@ -34,7 +34,7 @@ class Pyfuse3KernelCache:
     """Makes the kernel forget, from pyfuse3's own thread: within a handler it could deadlock."""
 
     def forget_entry(self, parent: int, name: str) -> None:
-        """See vfs.namespace.KernelCache."""
+        """See vfs.kernel.KernelCache."""
         pyfuse3.invalidate_entry_async(parent, name.encode(), ignore_enoent=True)
 
 
