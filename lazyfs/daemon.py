@@ -23,6 +23,7 @@ from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
+from lazyfs.config.endpoint import s3_settings
 from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
@@ -39,7 +40,7 @@ from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
 from lazyfs.store.remote import S3Store, open_s3_store
 from lazyfs.store.retrying import Retrying
-from lazyfs.store.s3 import S3Settings
+from lazyfs.store.settings import S3Settings
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
@@ -350,18 +351,7 @@ def _build(
 
 
 def _settings(config: Config) -> S3Settings:
-    bucket = config.bucket
-    return S3Settings(
-        bucket=bucket.name,
-        endpoint_url=bucket.endpoint_url,
-        region=bucket.region,
-        profile=bucket.profile,
-        no_sign_request=bucket.no_sign_request,
-        force_path_style=bucket.force_path_style,
-        requester_pays=bucket.requester_pays,
-        expected_bucket_owner=bucket.expected_bucket_owner,
-        max_connections=CONNECTIONS,
-    )
+    return s3_settings(config.bucket, max_connections=CONNECTIONS)
 
 
 def _policy(config: Config, capabilities: Capabilities) -> Policy:

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +17,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-REGION = "us-east-1"
-_START_S = 30
-_STOP_S = 10
+from lazyfs.cli.gateway import REGION, free_port, running_gateway, running_server
+
 _BIN = Path(sys.executable).parent
 
 
@@ -105,26 +99,15 @@ def moto_server() -> Iterator[Server]:
     """moto in a process of its own, empty, until the block ends."""
     port = free_port()
     command = [str(_BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    with _running(command, port, {}):
+    with running_server(command, port, os.environ, Path.cwd()):
         yield Server(f"http://127.0.0.1:{port}", "testing", "testing-secret", "moto", MOTO_LIMITS)
 
 
 @contextlib.contextmanager
 def juicefs_gateway(directory: Path) -> Iterator[Server]:
     """The juicefs gateway with its data and metadata below `directory`, until the block ends."""
-    port = free_port()
-    meta = f"sqlite3://{directory}/meta.db"
-    juicefs = str(_BIN / "juicefs")
-    home = {"HOME": str(directory), "JFS_NO_UPDATE": "1"}
-    format_command = [juicefs, "format", "--storage", "file", "--bucket", f"{directory}/data/", meta, "lazyfs-test"]
-    subprocess.run(
-        format_command, check=True, capture_output=True, timeout=_START_S, env={**os.environ, **home}, cwd=directory
-    )
-    user = {"MINIO_ROOT_USER": "gateway-user", "MINIO_ROOT_PASSWORD": "gateway-password"}
-    command = [juicefs, "gateway", meta, f"127.0.0.1:{port}", "--multi-buckets", "--keep-etag", "--object-meta"]
-    command += ["--cache-dir", f"{directory}/cache", "--no-usage-report"]
-    with _running(command, port, {**home, **user}, cwd=directory):
-        yield Server(f"http://127.0.0.1:{port}", "gateway-user", "gateway-password", "gateway", GATEWAY_LIMITS)
+    with running_gateway(directory) as gateway:
+        yield Server(gateway.endpoint_url, gateway.access_key, gateway.secret_key, "gateway", GATEWAY_LIMITS)
 
 
 def foreign_endpoint() -> Server | None:
@@ -134,50 +117,3 @@ def foreign_endpoint() -> Server | None:
         return None
     limits = frozenset(filter(None, os.environ.get("LAZYFS_TEST_LIMITS", "").split(",")))
     return Server(url, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], "endpoint", limits)
-
-
-def free_port() -> int:
-    """A loopback port on which nobody listens now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def _running(command: list[str], port: int, env: dict[str, str], cwd: Path | None = None) -> Iterator[None]:
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **env},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_until_it_answers(process, f"http://127.0.0.1:{port}/")
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(_STOP_S)
-
-
-def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
-    """Poll until the server gives any HTTP answer; RuntimeError if it ends first, TimeoutError if it never does."""
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended with status {process.returncode} before it answered")
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except urllib.error.HTTPError as error:  # 403 is an answer
-            error.close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise TimeoutError(f"{url} did not answer within {_START_S} s")

@@ -9,12 +9,15 @@ import trio
 
 from lazyfs.cli.checks import Finding, Level
 from lazyfs.config import BucketConfig
+from lazyfs.config.endpoint import s3_settings
 from lazyfs.core.errors import LazyfsError
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Capabilities, ObjectInfo
 from lazyfs.store.probe import check_bucket, probe
 from lazyfs.store.remote import S3Store, open_s3_store
-from lazyfs.store.s3 import S3Settings
+
+CONNECTIONS = 4
+"""Enough for one question at a time."""
 
 _TIMEOUT_S = 60.0
 _SAMPLED = 100
@@ -32,7 +35,7 @@ def check_endpoint(config: BucketConfig, *, writable: bool) -> Iterator[Finding]
 
 
 async def _examine(config: BucketConfig, writable: bool) -> list[Finding]:
-    store = open_s3_store(_settings(config), stats=Stats())
+    store = open_s3_store(s3_settings(config, max_connections=CONNECTIONS), stats=Stats())
     try:
         with trio.fail_after(_TIMEOUT_S):
             await check_bucket(store)
@@ -70,16 +73,3 @@ def _supports(yes: bool, what: str, cost: str) -> Finding:
 async def _sample(store: S3Store, prefix: str) -> ObjectInfo | None:
     page = await store.list_page(prefix, limit=_SAMPLED)
     return next((info for info in page.objects if info.size > 0), None)
-
-
-def _settings(config: BucketConfig) -> S3Settings:
-    return S3Settings(
-        bucket=config.name,
-        endpoint_url=config.endpoint_url,
-        region=config.region,
-        profile=config.profile,
-        no_sign_request=config.no_sign_request,
-        force_path_style=config.force_path_style,
-        requester_pays=config.requester_pays,
-        expected_bucket_owner=config.expected_bucket_owner,
-    )

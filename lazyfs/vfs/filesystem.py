@@ -314,6 +314,9 @@ class FileSystem:
         if file is not None and file.writer is not None:
             await self._truncate(file, size)
             return file.node
+        node = self._openable(ino)
+        if size == node.size:
+            return node
         # Nobody is writing: truncate(2) opens, truncates and closes.
         fh = await self.open(ino, os.O_WRONLY | (0 if size else os.O_TRUNC), 0)
         file = self.handles.file(fh).file

@@ -1,0 +1,21 @@
+"""From what the user said of a bucket to what the store takes."""
+
+from __future__ import annotations
+
+from lazyfs.config.options import BucketConfig
+from lazyfs.store.settings import S3Settings
+
+
+def s3_settings(bucket: BucketConfig, *, max_connections: int) -> S3Settings:
+    """The settings of the store for this bucket."""
+    return S3Settings(
+        bucket=bucket.name,
+        endpoint_url=bucket.endpoint_url,
+        region=bucket.region,
+        profile=bucket.profile,
+        no_sign_request=bucket.no_sign_request,
+        force_path_style=bucket.force_path_style,
+        requester_pays=bucket.requester_pays,
+        expected_bucket_owner=bucket.expected_bucket_owner,
+        max_connections=max_connections,
+    )
