@@ -428,6 +428,9 @@ async def test_a_small_object_is_rewritten_in_place_and_a_large_one_refused(moun
         assert raised.value.errno == errno.EOPNOTSUPP
         await close(m, ino, fh)
         assert store.body("large") == b"x" * (PART + 1)
+        asked(store)
+        assert (await m.fs.setattr(ino, Changes(size=PART + 1))).size == PART + 1, "no change at all is allowed"
+        assert asked(store) == []
         await m.fs.setattr(ino, Changes(size=0))  # anew is always possible
         assert store.body("large") == b""
 
