@@ -135,3 +135,14 @@ class Attributes(NamedTuple):
     uid: int
     gid: int
     timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What setattr asks for; None leaves a field alone."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None

@@ -29,8 +29,8 @@ from pyfuse3 import (
 )
 
 from lazyfs.core.errors import BadNameError, LazyfsError, NoEntryError, NotSupportedError, UsageError
-from lazyfs.core.types import Attributes, Buffer, Range
-from lazyfs.vfs.filesystem import Changes, FileSystem
+from lazyfs.core.types import Attributes, Buffer, Changes, Range
+from lazyfs.vfs.filesystem import FileSystem
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -11,7 +11,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from lazyfs.core.errors import (
     ArchivedError,
@@ -32,7 +31,7 @@ from lazyfs.core.errors import (
 )
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
-from lazyfs.core.types import Attributes, Buffer, Condition, Kind, ObjectId, Range
+from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, ObjectId, Range
 from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import Store
 from lazyfs.vfs.directories import DirectoryReader
@@ -46,17 +45,6 @@ log = logging.getLogger(__name__)
 
 MAX_COPY_BYTES = 5 * 1024**3
 """The largest object that one server-side copy takes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """What setattr asks for; None leaves a field alone."""
-
-    size: int | None = None
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    mtime_ns: int | None = None
 
 
 class FileSystem:

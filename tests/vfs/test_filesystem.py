@@ -34,9 +34,8 @@ from lazyfs.core.errors import (
     StaleInodeError,
     TransientStoreError,
 )
-from lazyfs.core.types import ROOT_INO, Capabilities, Kind, Range
+from lazyfs.core.types import ROOT_INO, Capabilities, Changes, Kind, Range
 from lazyfs.vfs import directories
-from lazyfs.vfs.filesystem import Changes
 from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
 
 PART = Knobs().part

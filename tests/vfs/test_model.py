@@ -38,8 +38,7 @@ from lazyfs.core.errors import (
     StaleInodeError,
     TransientStoreError,
 )
-from lazyfs.core.types import ROOT_INO, Kind, Range
-from lazyfs.vfs.filesystem import Changes
+from lazyfs.core.types import ROOT_INO, Changes, Kind, Range
 from tests.vfs.building import Clock, Knobs, Mount, Portal, SmallPages, mounted
 from tests.vfs.oracle import LOCAL, NOTHING, Oracle, Told
 
