@@ -4,8 +4,10 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -185,7 +187,9 @@ def test_a_healthy_mount(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     waits = iter([lambda: None, daemon])
-    monkeypatch.setattr(command_module.time, "sleep", lambda _seconds: next(waits)())
+    monkeypatch.setattr(
+        command_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _seconds: next(waits)())
+    )
     monkeypatch.setattr(command_module, "_TELL_EVERY_S", 0)
     assert run(["umount", str(mountpoint)]) == 0
     captured = capsys.readouterr()
@@ -229,7 +233,9 @@ def test_unmounted_by_others_while_the_daemon_finishes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(command_module.time, "sleep", lambda _seconds: daemon())
+    monkeypatch.setattr(
+        command_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _seconds: daemon())
+    )
     assert run(["umount", str(mountpoint)]) == 0
     assert capsys.readouterr().out == f"{mountpoint} was unmounted already\n"
     assert registry.find(mountpoint) is None
