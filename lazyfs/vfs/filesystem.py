@@ -323,7 +323,7 @@ class FileSystem:
             file.node = node._replace(mtime_ns=mtime_ns)
             return file.node
         changed = await self.namespace.put_file(
-            node.parent, node.name, size=node.size, mtime_ns=mtime_ns, etag=node.etag
+            node.parent, node.name, size=node.size, mtime_ns=mtime_ns, etag=node.etag, proven_ns=node.checked_ns
         )
         if file is not None:
             file.node = changed
@@ -354,7 +354,7 @@ class FileSystem:
         file = handle.file
         last_writer = handle.writable and file.writers == 1
         try:
-            if last_writer and file.writer is not None and file.writer.is_dirty and not file.deleted:
+            if last_writer and self._is_unfinished(file):
                 await self._commit(file)
         except LazyfsError as error:
             log.error("%r was not uploaded: %s", file.node.name, error)
@@ -362,6 +362,12 @@ class FileSystem:
             self.handles.close_file(fh)
             if not file.writers:
                 file.writer = None  # whoever writes next begins anew, also while others go on reading
+
+    def _is_unfinished(self, file: OpenFile) -> bool:
+        """Whether no flush has told what becomes of the file: its bytes, or its name alone, are only here."""
+        if file.writer is None or file.deleted:
+            return False
+        return file.writer.is_dirty or (file.node.is_local and self.namespace.has(file.node.ino))
 
     # -- the writer's life --------------------------------------------------------------------------------------------
 

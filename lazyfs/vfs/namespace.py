@@ -214,9 +214,14 @@ class Namespace:
 
     # -- our own changes ------------------------------------------------------------------------------------------
 
-    async def put_file(self, parent: int, name: str, *, size: int, mtime_ns: int, etag: str) -> Node:
-        """A file is so now, by our own doing; its inode number stays if it had one."""
-        return await self._put(parent, Entry(name, size, mtime_ns, etag))
+    async def put_file(
+        self, parent: int, name: str, *, size: int, mtime_ns: int, etag: str, proven_ns: int | None = None
+    ) -> Node:
+        """A file is so now, by our own doing; its inode number stays if it had one.
+
+        `proven_ns` is since when the bucket is known to have it: now, unless the change is of no concern to the bucket.
+        """
+        return await self._put(parent, Entry(name, size, mtime_ns, etag), proven_ns)
 
     async def put_directory(self, parent: int, name: str) -> Node:
         """A directory that we made, known to be empty."""
@@ -234,9 +239,10 @@ class Namespace:
         entry = Entry(name, node.size, node.mtime_ns, etag, node.storage_class)
         return await self._index.move_entry(node, parent, name, entry, now_ns=self._clock_ns())
 
-    async def _put(self, parent: int, entry: Entry) -> Node:
+    async def _put(self, parent: int, entry: Entry, proven_ns: int | None = None) -> Node:
         self._negative.pop((parent, entry.name.removesuffix("/")))
-        return await self._index.put_entry(parent, entry, now_ns=self._clock_ns())
+        now_ns = self._clock_ns() if proven_ns is None else proven_ns
+        return await self._index.put_entry(parent, entry, now_ns=now_ns)
 
     # -- revalidation ---------------------------------------------------------------------------------------------
 

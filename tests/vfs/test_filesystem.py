@@ -445,13 +445,20 @@ async def test_truncate_by_name_is_done_when_it_returns(mount: Mounting, store: 
         assert (await m.lookup("a")).ino == ino
 
 
-async def test_the_time_of_a_file_is_kept_here_and_uploads_nothing(mount: Mounting, store: SmallPages) -> None:
+async def test_the_time_of_a_file_is_kept_here_and_uploads_nothing(
+    mount: Mounting, store: SmallPages, clock: Clock
+) -> None:
     store.put_now("a", b"1")
     async with mount() as m:
         ino = (await m.lookup("a")).ino
         assert (await m.fs.setattr(ino, Changes(mtime_ns=123))).mtime_ns == 123
         assert (await m.lookup("a")).mtime_ns == 123
         assert asked(store) == []
+        clock.advance(59)
+        store.put_now("a", b"22")
+        await m.fs.setattr(ino, Changes(mtime_ns=124))
+        clock.advance(2)
+        assert (await m.lookup("a")).size == 2, "a new time is no new lease"
 
 
 # -- failures ---------------------------------------------------------------------
@@ -657,6 +664,7 @@ async def test_a_rename_of_what_changed_meanwhile_fails_once_and_then_knows(moun
         assert bodies(store) == {"b": b"v2"}
 
 
+@pytest.mark.expect_warnings
 async def test_a_file_that_is_local_and_lost_cannot_be_opened_or_renamed(mount: Mounting, store: SmallPages) -> None:
     async with mount() as m:
         ino, fh = await m.create("a")
@@ -665,9 +673,10 @@ async def test_a_file_that_is_local_and_lost_cannot_be_opened_or_renamed(mount: 
             await m.fs.write(ino, fh, 0, b"back")
         with pytest.raises(BusyError):
             await m.fs.rename(ROOT_INO, "a", ROOT_INO, "b", replace=True)
-        await m.fs.release(ino, fh)
+        await m.fs.release(ino, fh)  # without a flush, as after a fork
         await m.settle()
         assert store.keys() == []
+        assert await m.names() == []
 
 
 # -- other versions ---------------------------------------------------------------------
