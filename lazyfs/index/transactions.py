@@ -19,7 +19,7 @@ from lazyfs.index.base import LOCAL_ETAG, Applied, Change, Node
 Newer = frozenset[tuple[int, str]]
 """(directory, name) of what was changed here after the facts began to be fetched."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = f"""
 CREATE TABLE node (
     ino INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -33,6 +33,7 @@ CREATE TABLE node (
     listed_ns INTEGER
 );
 CREATE UNIQUE INDEX node_entry ON node (parent, entry);
+CREATE INDEX node_local ON node (ino) WHERE etag = '{LOCAL_ETAG}';
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE total (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO total VALUES (0, 0);
@@ -175,7 +176,7 @@ class Transactions:
     def remove_local(self) -> Applied:
         """Files that never reached the bucket are gone."""
         with self._transaction() as applied:
-            rows = self._db.execute("SELECT parent, entry FROM node WHERE etag = ?", (LOCAL_ETAG,)).fetchall()
+            rows = self._db.execute(f"SELECT parent, entry FROM node WHERE etag = '{LOCAL_ETAG}'").fetchall()
             for parent, entry in rows:
                 self._remove(parent, entry, applied)
         return applied

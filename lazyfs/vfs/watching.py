@@ -12,15 +12,17 @@ from __future__ import annotations
 import logging
 import random as random_module
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from lazyfs.core.backoff import Backoff
 from lazyfs.core.errors import LazyfsError, StoreError, TransientStoreError
 from lazyfs.core.stats import Stats
-from lazyfs.store.events import EventSource, EventStream
 from lazyfs.vfs.namespace import Namespace
+
+if TYPE_CHECKING:  # the module brings the SDK, which takes 0.1 s to import, and few mounts need it
+    from lazyfs.store.events import EventSource, EventStream
 
 log = logging.getLogger(__name__)
 

@@ -205,7 +205,7 @@ async def test_a_bomb_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sql", "reason"),
     [
-        ("PRAGMA user_version = 99", "version 99, not 1"),
+        ("PRAGMA user_version = 99", "version 99, not 2"),
         ("CREATE TRIGGER t AFTER INSERT ON node BEGIN DELETE FROM node; END", "not an index of lazyfs"),
         ("DROP TABLE total", "not an index of lazyfs"),
         ("DELETE FROM meta", "does not say of which bucket"),
