@@ -48,7 +48,7 @@ class Oracle:
     """Whether leases do not end: an index is believed until the mount's first refresh has caught up."""
     _floors: dict[Side, int] = field(default_factory=dict)
     _own_ns: dict[str, int] = field(default_factory=dict)
-    _removed: set[str] = field(default_factory=set)
+    _removed: set[Side] = field(default_factory=set)
 
     def observe(self, objects: Mapping[str, str], local: Iterable[str]) -> None:
         """The bucket (key to ETag) is so now, and these paths are being created by us."""
@@ -67,14 +67,17 @@ class Oracle:
         """The number of the state in force."""
         return len(self.states) - 1
 
-    def own_change(self, path: str, *sides: str, removed_directory: bool = False) -> None:
-        """We just made these sides of `path` what they are in the state in force: nothing older may be told."""
+    def own_change(self, path: str, *sides: str, removed: str = "") -> None:
+        """We just made these sides of `path` what they are in the state in force: nothing older may be told.
+
+        The side `removed` may be told absent for a lease, whatever others have put there meanwhile.
+        """
         for side in sides:
             self._floors[side, path] = self.now
         self._own_ns[path] = self.clock()
-        self._removed.discard(path)
-        if removed_directory:
-            self._removed.add(path)
+        self._removed -= {("file", path), ("directory", path)}
+        if removed:
+            self._removed.add((removed, path))
 
     def unchanged_since(self, path: str, told: Told, since: int) -> bool:
         """Whether `told` has been true all the time since state `since`."""
@@ -88,10 +91,10 @@ class Oracle:
         if told.kind == "file" and told.etag == LOCAL:
             assert self.states[-1].etags.get(path) == LOCAL, f"{path!r} is not being created"
             return
-        if told.kind != "directory":
+        if told.kind != "directory" and not (told.kind == "nothing" and self._was_removed("file", path)):
             want = told.etag or None
             self._explain("file", path, since, lambda state: state.etags.get(path) == want, forget_floor, told)
-        if not (told.kind != "directory" and path in self._removed and self._recently_ours(path)):
+        if not (told.kind != "directory" and self._was_removed("directory", path)):
             want_directory = told.kind == "directory"
             self._explain(
                 "directory", path, since, lambda state: (path in state.directories) == want_directory,
@@ -116,6 +119,9 @@ class Oracle:
     def _in_lease(self, state: _State, path: str) -> bool:
         # What we changed ourselves gets a new lease; its other side was proven at most a lease before that.
         return self.believing or self._recently_ours(path) or self.clock() - state.superseded_ns < self.ttl_s * 1e9
+
+    def _was_removed(self, side: str, path: str) -> bool:
+        return (side, path) in self._removed and self._recently_ours(path)
 
     def _recently_ours(self, path: str) -> bool:
         above = path.rpartition("/")[0]

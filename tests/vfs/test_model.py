@@ -38,7 +38,8 @@ from lazyfs.core.errors import (
     StaleInodeError,
     TransientStoreError,
 )
-from lazyfs.core.types import ROOT_INO, Changes, Kind, Range
+from lazyfs.core.types import ROOT_INO, Kind, Range
+from lazyfs.vfs.filesystem import Changes
 from tests.vfs.building import Clock, Knobs, Mount, Portal, SmallPages, mounted
 from tests.vfs.oracle import LOCAL, NOTHING, Oracle, Told
 
@@ -261,9 +262,9 @@ class Bucket(RuleBasedStateMachine):
             assert before[1] == ino, f"{path!r} did not change, but its inode number did"
         self.last[path] = (told, ino, self.oracle.now)
 
-    def _ours(self, path: str, *sides: str, removed_directory: bool = False) -> None:
+    def _ours(self, path: str, *sides: str, removed: str = "") -> None:
         self._observe()
-        self.oracle.own_change(path, *sides, removed_directory=removed_directory)
+        self.oracle.own_change(path, *sides, removed=removed)
 
     # -- others -----------------------------------------------------------------
 
@@ -552,6 +553,9 @@ class Bucket(RuleBasedStateMachine):
                 self.bucket[self.root + path] = stored.body  # only the answer was lost
             self._observe()
             self.last.pop(path, None)
+            opened = self.mount.fs.handles.by_ino(ino)
+            if file is not None and opened is not None and opened.writer is not None:  # others who write it learn of it
+                file.content, file.broken = bytearray(size), True
 
     @rule(place=places)
     def set_time(self, place: str | int) -> None:
@@ -601,7 +605,7 @@ class Bucket(RuleBasedStateMachine):
         writer = None if opened is None else opened.writer
         error = self._do(work)
         if not commits:
-            assert error is None, error
+            assert error is None or file.broken, error
             return
         assert file.content is not None
         assert writer is not None
@@ -711,7 +715,7 @@ class Bucket(RuleBasedStateMachine):
             self.bucket.pop(self.root + path, None)
         if ino in self.files:
             self.files[ino].deleted = True
-        self._ours(path, "file")
+        self._ours(path, "file", removed="file" if told.etag == LOCAL else "")
 
     @rule(path=paths)
     def make_directory(self, path: str) -> None:
@@ -745,7 +749,7 @@ class Bucket(RuleBasedStateMachine):
             return
         assert told.kind == "directory"
         self.bucket.pop(self.root + path + "/", None)
-        self._ours(path, "directory", removed_directory=True)
+        self._ours(path, "directory", removed="directory")
         for known in [known for known in self.last if known == path or known.startswith(path + "/")]:
             del self.last[known]  # where odd keys keep it in the bucket it comes back, as a new one
 
