@@ -504,7 +504,9 @@ class Bucket(RuleBasedStateMachine):
             else:
                 assert isinstance(error, TransientStoreError | NotSupportedError), error
                 assert not isinstance(error, NotSupportedError) or len(file.body) > PART
-                return
+            opened = self.mount.fs.handles.by_ino(file.ino)
+            if opened is not None and opened.writer is not None:  # it began, and ended at once
+                file.content, file.broken = bytearray(file.body), True
         else:
             reasons = file.broken or isinstance(error, TransientStoreError)
             assert reasons or (isinstance(error, OutOfOrderError) and max(length, len(file.content)) > PART), error
