@@ -840,7 +840,7 @@ class BelowPrefix(Bucket):
 
 EXAMPLES = int(os.environ.get("LAZYFS_MODEL_EXAMPLES", "0"))
 PROFILE = settings(
-    max_examples=EXAMPLES or 80,
+    max_examples=EXAMPLES or 40,
     stateful_step_count=int(os.environ.get("LAZYFS_MODEL_STEPS", "40")),
     derandomize=not EXAMPLES,
     deadline=None,
