@@ -373,7 +373,7 @@ class FileSystem:
 
     async def _truncate(self, file: OpenFile, size: int) -> None:
         async with file.turn:
-            if size == 0 and (file.writer is None or file.writer.is_clean):
+            if size == 0 and (file.writer is None or (file.writer.is_clean and file.writer.size)):
                 self._start_writer(file, b"")
                 return
             writer = file.writer or await self._begin_rewrite(file)

@@ -645,6 +645,8 @@ class Bucket(RuleBasedStateMachine):
         if file.etag == LOCAL:
             file.deleted = True  # the name is free again
         self._observe()
+        if self.armed.fired:  # the check of who won may have failed too; then the lease must end first
+            self.oracle.own_change(file.path, removed="file")
         self.last.pop(file.path, None)
 
     @rule(pick=picks, start=st.integers(0, 60), size=sizes)
@@ -840,7 +842,7 @@ class BelowPrefix(Bucket):
 
 EXAMPLES = int(os.environ.get("LAZYFS_MODEL_EXAMPLES", "0"))
 PROFILE = settings(
-    max_examples=EXAMPLES or 40,
+    max_examples=EXAMPLES or 80,
     stateful_step_count=int(os.environ.get("LAZYFS_MODEL_STEPS", "40")),
     derandomize=not EXAMPLES,
     deadline=None,
