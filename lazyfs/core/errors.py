@@ -69,12 +69,6 @@ class StaleError(StoreError):
     errno = errno.ESTALE
 
 
-class ConflictError(StoreError):
-    """Somebody else wrote the key first."""
-
-    errno = errno.EEXIST
-
-
 class ArchivedError(StoreError):
     """The object sits in an archive storage class and has not been restored."""
 
