@@ -76,23 +76,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, query: dict[str, str]) -> None:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
-        rows, folders = [], set()
-        for key, size in sorted(self._objects.items()):
+        after = query.get("continuation-token") or query.get("start-after", "")
+        rows: dict[str, str] = {}
+        for key, size in self._objects.items():
             if not key.startswith(prefix):
                 continue
             head, slash, _ = key[len(prefix) :].partition("/")
             if delimiter and slash:
-                folders.add(prefix + head + "/")
+                folder = prefix + head + "/"
+                rows[folder] = f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
                 continue
-            rows.append(
+            rows[key] = (
                 f"<Contents><Key>{escape(key)}</Key><LastModified>2024-01-02T03:04:05.000Z</LastModified>"
                 f"<ETag>&quot;{ETAG}&quot;</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
             )
-        rows += [f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in sorted(folders)]
+        names = sorted(name for name in rows if name > after)
+        page = names[: min(int(query.get("max-keys", 1000)), 1000)]
+        token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if len(page) < len(names) else ""
         body = (
             f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"<Name>{self.server.sparse.bucket}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{len(rows)}</KeyCount>"
-            f"<MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated>{''.join(rows)}</ListBucketResult>"
+            f"<Name>{self.server.sparse.bucket}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{len(page)}</KeyCount>"
+            f"<MaxKeys>1000</MaxKeys><IsTruncated>{'true' if token else 'false'}</IsTruncated>{token}"
+            f"{''.join(rows[name] for name in page)}</ListBucketResult>"
         )
         self._answer(200, body.encode(), {"Content-Type": "application/xml"})
 

@@ -179,7 +179,7 @@ class Adapter(pyfuse3.Operations):
     @_door
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """As many entries as the kernel has room for."""
-        for name, attributes, offset in self._fs.read_directory(fh, start_id):
+        for name, attributes, offset in await self._fs.read_directory(fh, start_id):
             if not pyfuse3.readdir_reply(token, name.encode(), to_entry(attributes), offset):
                 return
 

@@ -69,13 +69,16 @@ class Index:
             parent, name, name + "/",
         )  # fmt: skip
 
-    def children(self, parent: int, *, after: str = "", limit: int) -> list[Node]:
-        """The visible entries of `parent` whose entry name is above `after`, in order, at most `limit`."""
+    def children(self, parent: int, *, after: str = "", upto: str | None = None, limit: int) -> list[Node]:
+        """The visible entries of `parent` whose entry name is above `after`, in order, at most `limit`.
+
+        A directory hides the file of the same name; not one above `upto`, of which a listing has yet to tell.
+        """
         rows = self._read.execute(
             f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry > ? AND NOT EXISTS ("
-            "SELECT 1 FROM node AS hiding WHERE hiding.parent = node.parent AND hiding.entry = node.entry || '/')"
-            " ORDER BY entry LIMIT ?",
-            (parent, after, limit),
+            "SELECT 1 FROM node AS hiding WHERE hiding.parent = node.parent AND hiding.entry = node.entry || '/'"
+            " AND (? IS NULL OR hiding.entry <= ?)) ORDER BY entry LIMIT ?",
+            (parent, after, upto, upto, limit),
         )
         return [Node(*row) for row in rows]
 

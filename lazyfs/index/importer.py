@@ -154,10 +154,11 @@ class Importer:
             found = [Entry(name + "/")] if page.objects else []
             self._tell(await self._index.apply_names(parent, (name + "/",), found, listing, now_ns=now_ns))
 
-    async def list_directory(self, path: str) -> list[str]:
+    async def list_directory(self, path: str, *, on_page: Callable[[str], None] = lambda _: None) -> list[str]:
         """Make the index agree with one directory (path below the mounted prefix, empty or ending in `/`).
 
-        The paths of the directories in it. Where keys are sorted each page is applied when it is there.
+        The paths of the directories in it. Where keys are sorted each page is applied when it is there, and `on_page`
+        is called with the name of its last entry.
         """
         began_ns = self._clock_ns()
         inner: list[str] = []
@@ -181,6 +182,7 @@ class Importer:
             inner += [path + entry.name for entry in piece.entries if entry.is_dir]
             self.progress.objects += len(objects)
             objects, prefixes, after = [], [], piece.upto or after
+            on_page(after)
         return inner
 
     def _tell(self, applied: Applied) -> None:

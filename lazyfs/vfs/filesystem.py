@@ -95,17 +95,20 @@ class FileSystem:
         return self._attributes(file.node if file is not None else self.namespace.node(ino))
 
     async def open_directory(self, ino: int) -> int:
-        """A handle for `read_directory`; all entries are known when this returns."""
-        await self.namespace.ensure_listed(ino)
-        return self.handles.open_directory(ino)
+        """A handle for `read_directory`. What a listing of one page runs into, an error too, is known on return."""
+        handle = self._listing.open(ino)
+        await self._listing.prepare(handle, 0)
+        return self.handles.open_directory(handle)
 
-    def read_directory(self, fh: int, offset: int) -> Iterator[tuple[str, Attributes, int]]:
-        """(name, attributes, offset of the next) from `offset` on; offset 0 is the start.
+    async def read_directory(self, fh: int, offset: int) -> Iterator[tuple[str, Attributes, int]]:
+        """(name, attributes, offset of the next) from `offset` on; offset 0 is the start. None left: the end.
 
         An offset is the inode number of the entry before it. Entries that exist all the time are told exactly once,
-        whatever else comes and goes.
+        whatever else comes and goes. Use what this returns before the next await.
         """
-        return self._listing.entries(self.handles.directory(fh), offset)
+        handle = self.handles.directory(fh)
+        await self._listing.prepare(handle, offset)
+        return self._listing.entries(handle, offset)
 
     def close_directory(self, fh: int) -> None:
         """Forget the handle."""

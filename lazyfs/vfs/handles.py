@@ -9,6 +9,7 @@ import trio
 
 from lazyfs.core.errors import BadHandleError
 from lazyfs.index.base import Node
+from lazyfs.vfs.listings import DirectoryListing
 from lazyfs.vfs.reader import OpenObject
 from lazyfs.vfs.writer import Writer
 
@@ -53,10 +54,12 @@ class DirectoryHandle:
     """
 
     ino: int
+    listing: DirectoryListing | None = None
+    """What it may be told from; None when all entries were known."""
     above: Node | None = None
     """The directory's own row, as it was when the batch was read: it says for how long its entries may be believed."""
-    version: int = -1
-    """Of the namespace, when the batch was read."""
+    version: tuple[int, str | None] = (-1, None)
+    """Of the namespace, and how far the listing had come, when the batch was read."""
     before: str = ""
     """The entry told before the batch."""
     batch: list[Node] = field(default_factory=list)
@@ -126,10 +129,10 @@ class Handles:
         del self._by_ino[file.ino]
         return file
 
-    def open_directory(self, ino: int) -> int:
-        """A new handle on directory `ino`."""
+    def open_directory(self, handle: DirectoryHandle) -> int:
+        """A number for `handle`."""
         fh = next(self._numbers)
-        self._directories[fh] = DirectoryHandle(ino)
+        self._directories[fh] = handle
         return fh
 
     def directory(self, fh: int) -> DirectoryHandle:

@@ -39,6 +39,7 @@ from lazyfs.index.importer import PAGE, Importer
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import SingleFlight
 from lazyfs.vfs.kernel import KernelCache, NoKernelCache
+from lazyfs.vfs.listings import DirectoryListing, Listings
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Namespace:
         self.kernel: KernelCache = NoKernelCache()
         self._negative: LRU[tuple[int, str], int] = LRU()
         self._checks: SingleFlight[tuple[int, str], list[Change]] = SingleFlight(nursery)
-        self._listings: SingleFlight[int, None] = SingleFlight(nursery)
+        self._listings = Listings(nursery)
         self.skipped_keys = 0
         self.importer = Importer(
             store=store,
@@ -158,13 +159,19 @@ class Namespace:
 
     async def ensure_listed(self, ino: int) -> None:
         """Return once all entries of directory `ino` are known and their lease runs."""
-        node = self.directory(ino)
-        if not self._is_listed(node):
-            await self._listings.run(ino, lambda: self._list(ino))
+        listing = self.begin_listing(ino)
+        if listing is not None:
+            await listing.finish()
 
-    def children(self, ino: int, *, after: str, limit: int) -> list[Node]:
-        """The entries of directory `ino` above entry name `after`, in order."""
-        return self._index.children(ino, after=after, limit=limit)
+    def begin_listing(self, ino: int) -> DirectoryListing | None:
+        """A listing of directory `ino` on its way; None if all its entries are known and their lease runs."""
+        if self._is_listed(self.directory(ino)):
+            return None
+        return self._listings.begin(ino, lambda on_page: self._list(ino, on_page))
+
+    def children(self, ino: int, *, after: str, upto: str | None = None, limit: int) -> list[Node]:
+        """The entries of directory `ino` above entry name `after`, in order; directories above `upto` hide nothing."""
+        return self._index.children(ino, after=after, upto=upto, limit=limit)
 
     def version(self) -> int:
         """Another number whenever anything may have changed: what was read from the index before may be outdated."""
@@ -396,9 +403,9 @@ class Namespace:
         except NotFoundError:
             return None
 
-    async def _list(self, ino: int) -> None:
+    async def _list(self, ino: int, on_page: Callable[[str], None]) -> None:
         node = self.directory(ino)
-        await self.importer.list_directory(self.key(node)[len(self._root) :])
+        await self.importer.list_directory(self.key(node)[len(self._root) :], on_page=on_page)
 
     def _told_absent(self, parent: int, name: str) -> None:
         """Remember that the kernel may now believe `name` absent, since when that is proven."""

@@ -14,10 +14,11 @@ import pytest
 from minio import Minio
 
 from tests.fuse.conftest import Mounter
-from tests.fuse.mounts import until
+from tests.fuse.mounts import mounted, until
 from tests.fuse.trees import put, random_bytes
 from tests.proxy import Seen, proxied
 from tests.servers import Server
+from tests.sparse_server import sparse_server
 
 MIB = 1024**2
 
@@ -222,6 +223,34 @@ def test_each_stable_entry_is_told_once_while_others_come_and_go(
         thread.join(30)
     assert not failures
     assert not thread.is_alive()
+
+
+def test_a_huge_directory_starts_to_answer_before_it_is_listed(session: str, tmp_path: Path) -> None:
+    """Its second page is held back: a thousand entries come, less the last, which a directory could still hide."""
+    names = [f"img_{number:05}.jpg" for number in range(2500)]
+    released = threading.Event()
+
+    def hold(seen: Seen) -> threading.Event | None:
+        """Pages after the first of a listing on demand; and the import, which would answer in its place."""
+        paged = "continuation-token" in seen.query or "start-after" in seen.query
+        return released if seen.kind == "list" and (paged or "delimiter" not in seen.query) else None
+
+    with (
+        sparse_server({f"all/{name}": 1 for name in names}) as sparse,
+        proxied(sparse.server) as proxy,
+        mounted(sparse.bucket, proxy.server, "--read-only", directory=tmp_path, session=session) as m,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(released.set)
+        proxy.hold = hold
+        with os.scandir(m.path / "all") as entries:
+            told = [next(entries).name for _ in range(100)]
+            assert not released.is_set()
+            released.set()
+            told += [entry.name for entry in entries]
+        assert sorted(told) == names
+        pages = [seen for seen in proxy.seen if seen.query.get("prefix") == "all/" and "delimiter" in seen.query]
+        assert len(pages) == 3
 
 
 def test_a_directory_that_is_deleted_while_it_is_listed(mount: Mounter, client: Minio, bucket: str) -> None:

@@ -172,11 +172,18 @@ class Mount:
             await self.fs.release(ino, fh)
         return ino
 
+    async def entries(self, fh: int, offset: int = 0) -> list[tuple[str, Attributes, int]]:
+        """All that readdir tells of an open directory from `offset` on."""
+        found: list[tuple[str, Attributes, int]] = []
+        while piece := list(await self.fs.read_directory(fh, found[-1][2] if found else offset)):
+            found += piece
+        return found
+
     async def names(self, path: str = "") -> list[str]:
         """What readdir tells of a directory, in its order."""
         fh = await self.fs.open_directory((await self.lookup(path)).ino)
         try:
-            return [name for name, _, _ in self.fs.read_directory(fh, 0)]
+            return [name for name, _, _ in await self.entries(fh)]
         finally:
             self.fs.close_directory(fh)
 

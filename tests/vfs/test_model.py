@@ -335,12 +335,16 @@ class Bucket(RuleBasedStateMachine):
             return
         found: dict[str, int] = {}
         offset: int | None = 0
-        while offset is not None:
-            offset = self._read_piece(path, fh, offset, piece, found, since)
-            if deed is not None:
-                self._deed(*deed)()
-                deed = None
-        self.mount.fs.close_directory(fh)
+        try:
+            while offset is not None:
+                offset = self._read_piece(path, fh, offset, piece, found, since)
+                if deed is not None:
+                    self._deed(*deed)()
+                    deed = None
+        except LazyfsError:
+            return
+        finally:
+            self.mount.fs.close_directory(fh)
         for name in {known.rpartition("/")[2] for known in self._known_below(path)} - set(found):
             self._hear(f"{path}/{name}" if path else name, NOTHING, 0, since=since, forget_floor=True)
 
@@ -355,7 +359,7 @@ class Bucket(RuleBasedStateMachine):
     def _read_piece(self, path: str, fh: int, offset: int, piece: int, found: dict[str, int], since: int) -> int | None:
         async def read() -> list[tuple[str, Any, int, Told]]:
             told = []
-            for name, attributes, after in self.mount.fs.read_directory(fh, offset):
+            for name, attributes, after in await self.mount.fs.read_directory(fh, offset):
                 is_dir = attributes.kind is Kind.DIRECTORY
                 etag = "" if is_dir else self.mount.namespace.node(attributes.ino).etag
                 told.append((name, attributes, after, Told("directory" if is_dir else "file", etag)))
@@ -364,7 +368,9 @@ class Bucket(RuleBasedStateMachine):
             return told
 
         entries = self._do(read)
-        assert not isinstance(entries, LazyfsError), entries
+        if isinstance(entries, LazyfsError):
+            assert self.armed.fired or isinstance(entries, StaleInodeError), entries
+            raise entries
         for name, attributes, _, told in entries:
             assert name not in found, f"{name!r} told twice"
             found[name] = attributes.ino
@@ -378,21 +384,16 @@ class Bucket(RuleBasedStateMachine):
         answer = self._tell(path)
         if isinstance(answer, LazyfsError) or answer[0].kind != "directory":
             return
-        self._do(lambda: self.mount.fs.open_directory(answer[1]))
+        fh = self._do(lambda: self.mount.fs.open_directory(answer[1]))
+        self._do(lambda: self.mount.entries(fh))
         asked = len(self.store.requests)
         for name in [*NAMES, "never"]:
             self._tell_one(answer[1], f"{path}/{name}" if path else name, name)
         fh = self._do(lambda: self.mount.fs.open_directory(answer[1]))
-        list(self._do_sync(lambda: list(self.mount.fs.read_directory(fh, 0))))
+        self._do(lambda: self.mount.entries(fh))
         assert self.store.requests[asked:] == []
         for directory in list(self.mount.fs.handles._directories):
             self.mount.fs.close_directory(directory)
-
-    def _do_sync(self, work: Callable[[], Any]) -> Any:
-        async def call() -> Any:
-            return work()
-
-        return self._do(call)
 
     @rule()
     def refresh(self) -> None:
