@@ -10,8 +10,6 @@ import contextlib
 import io
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,15 +25,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lazyfs.bench.mounting import counters, mounted
 from lazyfs.cli.gateway import REGION, Gateway, running_gateway
-from lazyfs.control import client, registry
-from lazyfs.core.errors import LazyfsError, StartupError
+from lazyfs.core.errors import LazyfsError
 from lazyfs.core.units import format_duration, format_size, parse_size
 
 BUCKET = "demo"
 READERS = 8
 CHUNK = 1024**2
-COMMAND_TIMEOUT_S = 60.0
 
 
 class DemoError(LazyfsError):
@@ -89,8 +86,8 @@ class Story:
         """Everything, in order."""
         for column in ("step", "took", "amount", "rate", "requests", "S3", "SSD", "RAM"):
             self.table.add_column(column, justify="left" if column == "step" else "right", no_wrap=True)
-        witness = _client(gateway)
-        self._fill(witness, progress, images, shard_size)
+        client = witness(gateway)
+        self._fill(client, progress, images, shard_size)
         mountpoint = self.make("mnt")
         names = sorted(self.digests)
         pictures = [name for name in names if name.startswith("train/")]
@@ -105,32 +102,27 @@ class Story:
                     self._read(mountpoint, names, progress, step)
             with self._step("write a checkpoint", lambda: saved):
                 digest = _write(mountpoint / "checkpoint.pt", saved)
-            _check_arrived(witness, "checkpoint.pt", digest)
+            _check_arrived(client, "checkpoint.pt", digest)
         remounted = self._step("read everything, remounted", lambda: self._size(mountpoint, names))
         with self._mounted(gateway, mountpoint), remounted:
             self._read(mountpoint, names, progress, "after a remount")
 
-    def _fill(self, witness: Any, progress: Progress, images: int, shard_size: int) -> None:
+    def _fill(self, client: Any, progress: Progress, images: int, shard_size: int) -> None:
         """Make the bucket and put objects of known content into it, by a client that is not lazyfs."""
         self.console.print(f"filling a bucket: {images} images and a shard of {format_size(shard_size)} …")
-        witness.make_bucket(BUCKET)
+        client.make_bucket(BUCKET)
         source = random.Random(1)  # noqa: S311 - content that can be made again
         sizes = {f"train/class{n % 10}/{n:05}.jpg": source.randrange(60_000, 160_000) for n in range(images)}
         sizes["shards/shard-000.tar"] = shard_size
         for name in progress.track(sizes, description="filling"):
             body = b"".join(source.randbytes(min(CHUNK, sizes[name] - at)) for at in range(0, sizes[name], CHUNK))
-            witness.put_object(BUCKET, name, io.BytesIO(body), len(body))
+            client.put_object(BUCKET, name, io.BytesIO(body), len(body))
             self.digests[name] = _digest(body)
 
-    @contextlib.contextmanager
-    def _mounted(self, gateway: Gateway, mountpoint: Path) -> Iterator[None]:
+    def _mounted(self, gateway: Gateway, mountpoint: Path) -> contextlib.AbstractContextManager[None]:
         options = ("--endpoint-url", gateway.endpoint_url, "--cache-dir", str(self.scratch / "cache"))
         log = ("--log-file", str(self.scratch / "lazyfs.log"))
-        _lazyfs(gateway, "mount", BUCKET, str(mountpoint), *options, *log)
-        try:
-            yield
-        finally:
-            _lazyfs(gateway, "umount", str(mountpoint))
+        return mounted(BUCKET, mountpoint, *options, *log, environment=gateway.environment())
 
     @contextlib.contextmanager
     def _step(self, name: str, amount: Callable[[], int]) -> Iterator[None]:
@@ -152,9 +144,7 @@ class Story:
         )
 
     def _counters(self) -> dict[str, int]:
-        socket = registry.socket_path(self.scratch / "mnt")
-        counters: dict[str, int] = client.call(socket, "status")["stats"]
-        return counters
+        return counters(self.scratch / "mnt")
 
     def _size(self, mountpoint: Path, names: Sequence[str]) -> int:
         return sum((mountpoint / name).stat().st_size for name in names)
@@ -171,25 +161,13 @@ class Story:
                 pass
 
 
-def _client(gateway: Gateway) -> Any:
+def witness(gateway: Gateway) -> Any:
+    """A client of this server that is not lazyfs."""
     from minio import Minio  # noqa: PLC0415 - heavy; `lazyfs --help` does not need it
 
     return Minio(
         gateway.address, access_key=gateway.access_key, secret_key=gateway.secret_key, secure=False, region=REGION
     )
-
-
-def _lazyfs(gateway: Gateway, *arguments: str) -> None:
-    done = subprocess.run(  # noqa: S603 - ourselves
-        (sys.executable, "-m", "lazyfs", *arguments),
-        env={**os.environ, **gateway.environment()},
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode:
-        raise StartupError(f"lazyfs {arguments[0]} failed: {done.stderr.strip().removeprefix('lazyfs: ')}")
 
 
 def _write(path: Path, size: int) -> str:
@@ -203,8 +181,8 @@ def _write(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def _check_arrived(witness: Any, key: str, digest: str) -> None:
-    answer = witness.get_object(BUCKET, key)
+def _check_arrived(client: Any, key: str, digest: str) -> None:
+    answer = client.get_object(BUCKET, key)
     try:
         if _digest(answer.read()) != digest:
             raise DemoError(f"{key} in the bucket is not what was written")
