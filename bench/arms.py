@@ -118,6 +118,7 @@ class Rclone(Arm):
         return [
             self.program, "mount", f"bench:{bucket}", str(path), "--vfs-cache-mode", self.mode, "--cache-dir",
             str(scratch / "cache"), "--dir-cache-time", "1h", "--config", "/dev/null", "--vfs-write-back", "1s",
+            "--use-server-modtime",  # without it each stat is a HEAD
         ]  # fmt: skip
 
     def environment(self, endpoint: Endpoint) -> Mapping[str, str]:
