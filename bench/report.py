@@ -180,7 +180,9 @@ class Report:
             from matplotlib import pyplot  # noqa: PLC0415
         except ImportError:
             return
-        names = _in_order(cell.endpoint for cell in self.cells)
+        names = _in_order(cell.endpoint for cell in self.cells if cell.arm == "raw")
+        if not names:
+            return  # nothing to be a share of
         figure, axes = pyplot.subplots(len(names), 1, figsize=(10, 4 * len(names)), squeeze=False)
         for axis, endpoint in zip(axes[:, 0], names, strict=True):
             rows = {key[0]: row for key, row in self._rows(endpoint, "cold").items() if "raw" in row}
