@@ -20,13 +20,17 @@ class ReadAheadPolicy:
 
     first_window   what the second sequential read asks for ahead
     max_window     the most that one cursor may be ahead of its reader
+    step           how much is asked for at a time once the window is large: one request. Asking for what was consumed,
+                   step by step, has requests arrive in the order of need; half a window at once would share the link
+                   between what is needed now and what is needed last
     bridge         a gap, or a step back, of at most this or the read's own size still counts as sequence: the kernel's
                    parallel read-ahead delivers neighbouring requests slightly out of order
     max_cursors    streams followed per file; the least recently used is forgotten
     """
 
-    first_window: int = 2 * 1024**2
+    first_window: int = 4 * 1024**2
     max_window: int = 64 * 1024**2
+    step: int = 4 * 1024**2
     bridge: int = 512 * 1024
     max_cursors: int = 8
 
@@ -39,8 +43,8 @@ class _Cursor:
     """Where its furthest read ended."""
     fetched: int
     """Up to where it has been told to fetch ahead."""
-    window: int
-    """How far ahead of `position` to be."""
+    began: int
+    """Where its first read ended. It is given as much ahead as it has consumed since."""
     is_stream: bool = False
     """Whether a second read has followed the first."""
 
@@ -71,12 +75,17 @@ class ReadAhead:
         cursor.is_stream = True
         cursor.position = max(cursor.position, read.stop)
         start = max(cursor.fetched, cursor.position)
-        stop = min(cursor.position + cursor.window, size)
-        # Not before half of the window is used up, so that requests stay large; what is left of the file, at once.
-        if start >= stop or (stop < size and stop - start < cursor.window // 2):
+        window = min(self.policy.first_window + cursor.position - cursor.began, self.policy.max_window)
+        stop = min(cursor.position + window, size)
+        if stop < size:
+            step = min(self.policy.step, window // 4)
+            if step == self.policy.step:
+                stop -= stop % step  # requests begin and end where those of other readers do
+            if stop - start < step:
+                return EMPTY
+        elif start >= stop:
             return EMPTY
         cursor.fetched = stop
-        cursor.window = min(cursor.window * 2, self.policy.max_window)
         return Range(start, stop)
 
     def _find(self, read: Range) -> _Cursor | None:
@@ -88,7 +97,6 @@ class ReadAhead:
         return None
 
     def _begin(self, read: Range) -> None:
-        window = min(self.policy.first_window, self.policy.max_window)
-        self._cursors.append(_Cursor(position=read.stop, fetched=read.stop, window=window))
+        self._cursors.append(_Cursor(position=read.stop, fetched=read.stop, began=read.stop))
         if len(self._cursors) > self.policy.max_cursors:
             del self._cursors[0]
