@@ -18,13 +18,16 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -41,14 +44,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _FileId: TypeAlias = tuple[int, int]
 
-THREADS = 4
+THREADS = 3
+"""That read. One more writes: several would only wait for SQLite's one lock, and for the GIL."""
+BATCH_BYTES = 16 * 1024**2
+"""What one transaction writes at the most; a small file's own would cost as much as the file."""
 RETRY_S = 30.0
 FREE_FLOOR = 0.02
 """The fraction of the file system that is always left free: the cache gives way when others fill it."""
 _INLINE_BYTES = 4096
 _LOCK_TIMEOUT_S = 2.0
-_WRITE_ATTEMPTS = 10
-_FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
+_FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 _MAGIC = b"lfs1"
 _HEADER = struct.Struct("<4sIII")  # magic, identity length, data length, CRC32C of the data
 
@@ -56,9 +61,17 @@ _HEADER = struct.Struct("<4sIII")  # magic, identity length, data length, CRC32C
 class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
     """Stores a header and a buffer as one file, without joining them; knows no other type.
 
-    What the database says is not believed: a mode that is not ours is refused, and so is a file name that diskcache did
-    not make, or a planted row could have any file read or removed.
+    What the database says is not believed: a mode that is not ours is refused, and so is a file name that was not made
+    here, or a planted row could have any file read or removed.
+
+    Files lie in 256 directories that stay, where diskcache makes and removes two for nearly each of them: those cost
+    more than the files.
     """
+
+    def filename(self, key: Any = None, value: Any = None) -> tuple[str, str]:
+        name = secrets.token_hex(16)
+        filename = f"{name[:2]}/{name[2:]}.val"
+        return filename, os.path.join(self._directory, filename)
 
     def store(self, value: tuple[bytes, Buffer], read: bool, key: Any = None) -> tuple[int, int, str | None, Any]:
         header, data = value
@@ -82,7 +95,8 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
 
     def remove(self, file_path: str) -> None:
         if _FILENAME.fullmatch(file_path):
-            super().remove(file_path)
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(self._directory, file_path))
 
     def put(self, key: bytes) -> tuple[Any, bool]:
         return sqlite3.Binary(key), True
@@ -93,16 +107,13 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
         return bytes(key)
 
     def _write(self, path: str, pieces: Iterable[Buffer]) -> None:
-        """A new file for its owner alone, in two levels of directories that are made when they are missing."""
-        inner = os.path.dirname(path)
-        for _ in range(_WRITE_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # another thread removes directories that become empty
-                for directory in (os.path.dirname(inner), inner):
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(directory, 0o700)
-                with open(path, "xb", opener=_private) as file:
-                    file.writelines(pieces)
+        """A new file for its owner alone."""
+        for _ in range(2):
+            with contextlib.suppress(FileNotFoundError), open(path, "xb", opener=_private) as file:
+                file.writelines(pieces)
                 return
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(path), 0o700)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._directory)
 
 
@@ -132,6 +143,16 @@ def decode_block(identity: bytes, value: bytes) -> memoryview | None:
         return None
     data = memoryview(value)[start:]
     return data if crc32c(data) == checksum else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Blocks that wait to be written, `size` bytes together; `done` is called when that is over."""
+
+    oid: ObjectId
+    blocks: dict[int, Buffer]
+    size: int
+    done: Callable[[], object]
 
 
 class DiskTier:
@@ -166,7 +187,10 @@ class DiskTier:
         """What was warned of and is not over."""
         self._mine = threading.local()
         """`cache`: the cache that this thread has a connection to."""
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lazyfs-disk")
+        self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="lazyfs-disk")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="lazyfs-disk-writer")
+        self._waiting: deque[_Pending] = deque()
+        """What is to be written; appended to by the main thread, taken from by the writer."""
         self._pending_bytes = 0
         self._idle = trio.Event()
         self._idle.set()
@@ -212,28 +236,36 @@ class DiskTier:
         if self._pending_bytes == 0:
             self._idle = trio.Event()
         self._pending_bytes += size
-        token = trio.lowlevel.current_trio_token()
-
-        def work() -> None:
-            try:
-                self._guard(lambda cache: self._put(cache, oid, blocks), None)
-            finally:
-                with contextlib.suppress(trio.RunFinishedError):  # the mount ended without waiting for us
-                    token.run_sync_soon(self._written, size, done)
-
-        self._threads.submit(work)
+        self._waiting.append(_Pending(oid, blocks, size, done))
+        self._writer.submit(self._write_waiting, trio.lowlevel.current_trio_token())
 
     def forgo(self, blocks: int) -> None:
         """Count blocks that were not written, because too many waited."""
         self._stats.add("cache.disk.dropped_blocks", blocks)
 
-    def _written(self, size: int, done: Callable[[], object]) -> None:
-        self._pending_bytes -= size
-        done()
+    def _written(self, batch: Sequence[_Pending]) -> None:
+        for one in batch:
+            self._pending_bytes -= one.size
+            one.done()
         if self._pending_bytes == 0:
             self._idle.set()
 
     # -- in the tier's threads ------------------------------------------------------------------------------------
+
+    def _write_waiting(self, token: trio.lowlevel.TrioToken) -> None:
+        """Write what waits, as much as a transaction may; once for each that was to be written, or in vain."""
+        batch: list[_Pending] = []
+        size = 0
+        while self._waiting and (not batch or size + self._waiting[0].size <= BATCH_BYTES):
+            batch.append(self._waiting.popleft())
+            size += batch[-1].size
+        if not batch:
+            return
+        try:
+            self._guard(lambda cache: self._put(cache, batch, size), None)
+        finally:
+            with contextlib.suppress(trio.RunFinishedError):  # the mount ended without waiting for us
+                token.run_sync_soon(self._written, batch)
 
     def _get(self, cache: _Cache, oid: ObjectId, blocks: Iterable[int]) -> dict[int, Buffer]:
         found: dict[int, Buffer] = {}
@@ -254,8 +286,8 @@ class DiskTier:
                 found[block] = data
         return found
 
-    def _put(self, cache: _Cache, oid: ObjectId, blocks: dict[int, Buffer]) -> None:
-        size, usage, volume = sum(map(len, blocks.values())), shutil.disk_usage(self._directory), cache.volume()
+    def _put(self, cache: _Cache, batch: Sequence[_Pending], size: int) -> None:
+        usage, volume = shutil.disk_usage(self._directory), cache.volume()
         # Room is made before it is needed: a disk that is full to the brim must not end the cache's renewal.
         room = min(self._limit_bytes, volume + usage.free - int(usage.total * FREE_FLOOR)) - size
         if volume > room:
@@ -265,14 +297,26 @@ class DiskTier:
             self._stats.add("cache.disk.no_space")
             return
         try:
-            for block, data in blocks.items():
-                identity = self._identity(oid, block)
-                cache.set(_key(identity), (encode_block(identity, data), data))
+            self._put_all(cache, batch)
         except (OSError, sqlite3.OperationalError) as error:
             if not _is_full(error):
                 raise
             self._stats.add("cache.disk.no_space")  # what is there can still be read
             self._tell("full", f"{error}; nothing is added")
+
+    def _put_all(self, cache: _Cache, batch: Sequence[_Pending]) -> None:
+        """Store the batch in one transaction, up to what fails: what was stored before that stays."""
+        failure: Exception | None = None
+        with cache.transact():
+            try:
+                for one in batch:
+                    for block, data in one.blocks.items():
+                        identity = self._identity(one.oid, block)
+                        cache.set(_key(identity), (encode_block(identity, data), data))
+            except Exception as error:  # noqa: BLE001 - raised below, after the commit
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _identity(self, oid: ObjectId, block: int) -> bytes:
         return f"{self._scope}\0{oid.key}\0{oid.etag}\0{block}".encode()
@@ -358,6 +402,8 @@ class DiskTier:
 
     def _shut(self) -> None:
         """Have every thread close its connection, then end the threads."""
+        self._writer.submit(self._use, None)
+        self._writer.shutdown(wait=True)
         barrier = threading.Barrier(THREADS)
 
         def close() -> None:
@@ -366,14 +412,14 @@ class DiskTier:
             self._use(None)
 
         for _ in range(THREADS):
-            self._threads.submit(close)
-        self._threads.shutdown(wait=True)
+            self._readers.submit(close)
+        self._readers.shutdown(wait=True)
 
     async def _call(self, work: Callable[[], T]) -> T:
         """Run `work` on one of the tier's threads."""
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()
-        future = self._threads.submit(work)
+        future = self._readers.submit(work)
         future.add_done_callback(lambda _: token.run_sync_soon(done.set))
         await done.wait()
         return future.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diskcache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ class Room:
         return DiskTier(directory=self.path, limit_bytes=limit, scope=scope, stats=self.stats, clock=self.clock)
 
     def values(self) -> list[Path]:
-        return sorted(self.path.glob("??/??/*.val"))
+        return sorted(self.path.glob("??/*.val"))
 
     def execute(self, sql: str, *arguments: Any) -> list[Any]:
         connection = sqlite3.connect(self.path / "cache.db")
@@ -152,8 +154,7 @@ async def test_what_waits_is_reserved_and_more_than_half_of_memory_is_not_writte
         memory = MemoryTier(budget_bytes=1000)
         cache = TieredCache(memory=memory, disk=tier)
         held = threading.Event()
-        for _ in range(disk.THREADS):
-            tier._threads.submit(held.wait)
+        tier._writer.submit(held.wait)
         cache.admit(OID, {1: bytes(250)}, 250, to_disk=True)
         cache.admit(OID, {2: bytes(250)}, 250, to_disk=True)
         assert (memory.reserved_bytes, room.stats.get("cache.disk.dropped_blocks")) == (500, 0)
@@ -219,7 +220,8 @@ async def use_all_threads(tier: DiskTier) -> None:
         barrier.wait(5)
         tier._guard(lambda cache: cache.volume(), 0)
 
-    for future in [tier._threads.submit(work) for _ in range(disk.THREADS)]:
+    futures = [tier._readers.submit(work) for _ in range(disk.THREADS)]
+    for future in [*futures, tier._writer.submit(lambda: tier._guard(lambda cache: cache.volume(), 0))]:
         future.result(5)
 
 
@@ -227,7 +229,7 @@ async def test_every_thread_closes_its_connection(room: Room, connections: list[
     async with room.tier() as tier:
         await use_all_threads(tier)
         await put(tier, {1: block(1)})
-    assert len({connection.thread for connection in connections}) == disk.THREADS
+    assert len({connection.thread for connection in connections}) == disk.THREADS + 1
 
 
 @warns
@@ -238,7 +240,7 @@ async def test_also_after_the_directory_was_exchanged(room: Room, connections: l
         assert await tier.get_many(OID, [1]) == {}
         room.clock.now_s += RETRY_S
         await use_all_threads(tier)
-        assert sum(connection.is_open for connection in connections) == disk.THREADS
+        assert sum(connection.is_open for connection in connections) == disk.THREADS + 1
 
 
 @warns
@@ -299,7 +301,7 @@ async def test_a_truncated_value_is_a_miss(room: Room, keep: int, caplog: pytest
 async def test_a_value_that_was_removed_is_a_miss(room: Room) -> None:
     async with room.tier() as tier:
         await put(tier, {1: block(1)})
-        shutil.rmtree(room.values()[0].parent.parent)
+        shutil.rmtree(room.values()[0].parent)
         assert await tier.get_many(OID, [1]) == {}
         await put(tier, {1: block(1)})
         assert await tier.get_many(OID, [1]) == {1: block(1)}
@@ -445,6 +447,42 @@ async def test_a_directory_that_cannot_be_made(tmp_path: Path, caplog: pytest.Lo
         await put(tier, {1: block(1)})
         assert await tier.get_many(OID, [1]) == {1: block(1)}
     assert len(messages(caplog)) == 1
+
+
+async def test_what_waits_together_is_written_in_one_transaction(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    transact = diskcache.Cache.transact
+    monkeypatch.setattr(diskcache.Cache, "transact", lambda cache: begun.append(cache) or transact(cache))
+    async with room.tier() as tier:
+        held = threading.Event()
+        tier._writer.submit(held.wait)
+        done: list[int] = []
+        for number in range(20):
+            tier.put_soon(OID, {number: block(number)}, lambda number=number: done.append(number))
+        assert tier.pending_bytes == sum(len(block(number)) for number in range(20))
+        held.set()
+        await tier._idle.wait()
+        assert done == list(range(20))
+        assert len(begun) == 1
+        assert len(await tier.get_many(OID, range(20))) == 20
+
+
+@warns
+async def test_what_was_stored_before_a_failure_stays(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = disk._BytesDisk.store
+    failing = [False, False, True]
+
+    def fails_once(self: Any, value: Any, *args: Any, **named: Any) -> Any:
+        if failing and failing.pop(0):
+            raise OSError(errno.EIO, "the disk is sick")
+        return store(self, value, *args, **named)
+
+    monkeypatch.setattr(disk._BytesDisk, "store", fails_once)
+    async with room.tier() as tier:
+        await put(tier, {number: block(number) for number in range(4)})
+        room.clock.now_s += RETRY_S
+        assert await tier.get_many(OID, range(4)) == {number: block(number) for number in range(2)}
+        assert len(room.values()) == 2
 
 
 async def test_foreign_files_are_left_alone(room: Room) -> None:
