@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from lazyfs.core.types import Range
 
 EMPTY = Range(0, 0)
+PROVEN = 2 * 1024**2
+"""Bytes after which a stream is no chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadAheadPolicy:
     """The knobs, in bytes.
 
-    first_window   what the second sequential read asks for ahead
+    first_window   what the second sequential read asks for ahead; small, as two neighbouring reads may be chance
     max_window     the most that one cursor may be ahead of its reader
     step           how much is asked for at a time once the window is large: one request. Asking for what was consumed,
                    step by step, has requests arrive in the order of need; half a window at once would share the link
@@ -28,7 +30,7 @@ class ReadAheadPolicy:
     max_cursors    streams followed per file; the least recently used is forgotten
     """
 
-    first_window: int = 4 * 1024**2
+    first_window: int = 1024**2
     max_window: int = 64 * 1024**2
     step: int = 4 * 1024**2
     bridge: int = 512 * 1024
@@ -48,9 +50,15 @@ class _Cursor:
     is_stream: bool = False
     """Whether a second read has followed the first."""
 
-    def follows(self, read: Range, bridge: int) -> bool:
+    def follows(self, read: Range, bridge: int, step: int) -> bool:
         """Whether `read` continues this stream: it begins or ends within `bridge` of where the stream is. A second
-        look at the place of a single read is no sequence."""
+        look at the place of a single read is no sequence.
+
+        A stream that has come some way may also be read up to a `step` out of order, within what was fetched ahead of
+        it: so the kernel reads around page faults of a mapping (its window is 4 MiB, the last part comes first).
+        """
+        if self.position - self.began >= PROVEN:
+            return self.position - step <= read.stop and read.start <= max(self.fetched, self.position) + bridge
         near = read.start <= self.position + bridge and read.stop >= self.position - bridge
         return near and (self.is_stream or read.stop > self.position)
 
@@ -78,7 +86,7 @@ class ReadAhead:
         window = min(self.policy.first_window + cursor.position - cursor.began, self.policy.max_window)
         stop = min(cursor.position + window, size)
         if stop < size:
-            step = min(self.policy.step, window // 4)
+            step = min(self.policy.step, window // 2)
             if step == self.policy.step:
                 stop -= stop % step  # requests begin and end where those of other readers do
             if stop - start < step:
@@ -91,7 +99,7 @@ class ReadAhead:
     def _find(self, read: Range) -> _Cursor | None:
         bridge = max(self.policy.bridge, read.size)  # large requests change places as small ones do
         for index in reversed(range(len(self._cursors))):
-            if self._cursors[index].follows(read, bridge):
+            if self._cursors[index].follows(read, bridge, self.policy.step):
                 self._cursors.append(self._cursors.pop(index))
                 return self._cursors[-1]
         return None

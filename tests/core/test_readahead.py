@@ -209,6 +209,29 @@ def test_reading_backwards_tells_nothing() -> None:
             assert reader.read(at, step) == EMPTY
 
 
+def test_a_mapping_read_around_its_page_faults_is_one_stream() -> None:
+    """As the kernel sends them (seen on 6.18, read_ahead_kb 1024): of each 4 MiB the last part first, then the rest."""
+    reader = new(GiB)
+    reader.read(0, MiB)
+    around: list[tuple[float, float]] = [(3.5, 1), (1, 1), (2, 1), (3, 0.5)]
+    for turn in range(20):
+        for at, size in around:
+            reader.read(int((at + 4 * turn) * MiB), int(size * MiB))
+    cursor = max(reader.ahead._cursors, key=lambda cursor: cursor.position)
+    assert cursor.fetched - cursor.position >= POLICY.max_window - 2 * POLICY.step
+    for before, after in pairwise(reader.told[2:]):
+        assert before.stop <= after.start
+
+
+def test_random_readers_of_a_small_file_are_told_little_more_than_they_read() -> None:
+    """Among 128 MiB many reads happen to be neighbours."""
+    random = Random(5)
+    reader = new(128 * MiB)
+    for _ in range(200):
+        reader.read(random.randrange(512) * 256 * KiB, 256 * KiB)
+    assert reader.told_bytes <= 200 * 256 * KiB // 2
+
+
 def test_a_footer_first_tells_nothing_wrong() -> None:
     """As parquet is read: the last 8 bytes, the footer before them, then column chunks from the front."""
     size = GiB
