@@ -17,6 +17,9 @@ from os.path import commonprefix
 
 WORTH_A_CUT = 4.0
 """Pages that must be left of a segment, as far as can be told, for a second worker to be of use."""
+GUESSES = 3
+"""Cuts that may find nothing, for each full page found: with one the workers find work too slowly (measured with 100,000
+keys: 0.92 of obstore's time, 0.66 with two, 0.54 with three)."""
 _DIGITS = 6
 _SURROGATES = range(0xD800, 0xE000)
 _LOW, _HIGH, _TOP = 0x1F, 0x7F, 0x10FFFF - len(_SURROGATES)
@@ -62,11 +65,18 @@ class KeySpace:
     def take(self) -> Segment | None:
         """A segment to list: one that nobody has, or half of the busiest; None when there is nothing to share now."""
         free = next((segment for segment in self.segments if not segment.taken and not segment.done), None)
-        if free is None:
+        if free is None and self._may_guess:
             free = self._split()
         if free is not None:
             free.taken = True
         return free
+
+    @property
+    def _may_guess(self) -> bool:
+        """Whether another cut may be tried: those that found no full page, or have yet to, stay in proportion to the
+        full pages. So a bucket of one page costs one request, and guesses about a large one grow with what it shows."""
+        found = sum(segment.pages for segment in self.segments)
+        return sum(not segment.pages for segment in self.segments) < GUESSES * found
 
     def advance(self, segment: Segment, cursor: str | None) -> None:
         """`segment` has been listed up to `cursor`, or to its end (None)."""

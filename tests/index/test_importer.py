@@ -154,6 +154,19 @@ def test_any_import_by_any_number_of_workers_makes_the_tree_of_the_keys(
     index.close()
 
 
+@pytest.mark.parametrize(("pages", "most"), [(1, 1), (4, 16), (20, 80), (200, 400)])
+def test_an_import_asks_in_proportion_to_the_pages_there_are(tmp_path: Path, pages: int, most: int) -> None:
+    """Sixteen workers asked 113 times for 20 pages, and the first reads waited behind them."""
+    store = TinyPages(clock=lambda: 0, min_part_size=1)
+    store.page_limit = 10
+    for number in range(10 * pages):
+        store.put_now(f"d{number % 4}/{number:05}", b"x")
+    index = Index(tmp_path / "index.db", IDENTITY)
+    run_jumping(importer_of(store, index, workers=16).import_all)
+    index.close()
+    assert sum(request.verb.startswith("list") for request in store.requests) <= most
+
+
 def test_a_killed_import_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "index.db"
     store = TinyPages(clock=lambda: 0, min_part_size=1)
