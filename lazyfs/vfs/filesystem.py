@@ -151,15 +151,16 @@ class FileSystem:
         await self.namespace.remove(node)
 
     async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool) -> None:
-        """Give a file another name: a server-side copy and a delete. CrossDeviceError where the caller must copy."""
+        """Give a file another name: a server-side copy and a delete. CrossDeviceError where the caller must copy.
+
+        One that is being written is finished first, as by fsync. StoreError.
+        """
         self.policy.check_writable()
         node = await self.namespace.lookup(parent, name)
         key = self.namespace.new_key(new_parent, new_name)
         file = self.handles.by_ino(node.ino)
-        if node.kind is Kind.DIRECTORY or node.size > MAX_COPY_BYTES:
+        if node.kind is Kind.DIRECTORY:
             raise CrossDeviceError(f"{name!r} cannot be renamed in place")
-        if file is not None and file.writer is not None and not file.writer.is_clean:
-            raise BusyError(f"{name!r} is being written")
         try:
             target = await self.namespace.lookup(new_parent, new_name)
         except NoEntryError:
@@ -168,6 +169,9 @@ class FileSystem:
             self._check_replaceable(target, node, replace=replace)
         if target is not None and target.ino == node.ino:
             return
+        if file is not None:
+            await self._commit(file)  # what is being written goes up first: an upload cannot change its key
+            node = file.node
         replaced = self.handles.by_ino(target.ino) if target is not None else None
         async with replaced.turn if replaced is not None else contextlib.nullcontext():
             etag = await self._copy(node, key)
@@ -183,6 +187,8 @@ class FileSystem:
                 file.object.oid = ObjectId(key, etag)
 
     async def _copy(self, node: Node, key: str) -> str:
+        if node.size > MAX_COPY_BYTES:
+            raise CrossDeviceError(f"{node.name!r} is too large to be copied by the server at once")
         try:
             return await self._store.copy(ObjectId(self.namespace.key(node), node.etag), key)
         except (PreconditionFailedError, NotFoundError) as error:

@@ -16,7 +16,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
+import safetensors.numpy
 from minio.error import S3Error
 
 from tests.fuse.mounts import Mount, witness
@@ -130,6 +132,18 @@ class Forward(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def test_safetensors_saves_and_loads(room: Path, stored: Callable[[str], bytes], shared_server: Server) -> None:
+    """It makes a file of the final size, writes, renames it over the target while it is open, and maps to load."""
+    rows = large(shared_server, 64 * MIB) // 16 // 4096
+    for generation in range(2):
+        tensors = {f"w{n}": numpy.full((rows, 1024), n + generation, numpy.float32) for n in range(16)}
+        safetensors.numpy.save_file(tensors, room / "model.safetensors")
+        assert stored("model.safetensors") == safetensors.numpy.save(tensors)
+        loaded = safetensors.numpy.load_file(room / "model.safetensors")
+        assert all(numpy.array_equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert os.listdir(room) == ["model.safetensors"]
 
 
 def test_a_small_zip_that_seeks_back(room: Path, stored: Callable[[str], bytes]) -> None:
