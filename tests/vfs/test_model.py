@@ -765,8 +765,24 @@ class Bucket(RuleBasedStateMachine):
         if asked is None or target is None or path == new:
             return
         told, ino, parent, name = asked
-        outcome = self._do(lambda: self.mount.fs.rename(parent, name, target[2], target[3], replace=True))
         file = self.files.get(ino)
+        opened = self.mount.fs.handles.by_ino(ino)
+        unsent = file is not None and file.dirty and not file.broken and not file.deleted
+        writer = opened.writer if opened is not None and unsent else None
+        outcome = self._do(lambda: self.mount.fs.rename(parent, name, target[2], target[3], replace=True))
+        if writer is not None and file is not None and writer.error is not None:
+            assert isinstance(outcome, LazyfsError), "a rename acknowledged what was lost"
+            stored = self.store._objects.get(self.root + path)
+            arrived = stored is not None and file.content is not None and stored.body == bytes(file.content)
+            self._lost(file, arrived=arrived and self.armed.fired)
+            return
+        if writer is not None and file is not None and file.content is not None and not writer.is_dirty:
+            file.body = bytes(file.content)  # finished first
+            if isinstance(outcome, LazyfsError):
+                self._committed(file, file.body)
+            else:
+                file.dirty = False
+                self.bucket[self.root + path] = file.body
         if isinstance(outcome, LazyfsError):
             stale = isinstance(outcome, PreconditionFailedError | NotFoundError | StaleError)
             reasons = (
