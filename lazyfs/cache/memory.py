@@ -21,12 +21,15 @@ BlockKey = tuple[ObjectId, int]
 
 
 class _Slab:
-    """One received buffer and how many blocks of it are resident."""
+    """One received buffer and how many blocks of it are resident. `whole` holds them all, from block `first` on, if they
+    follow each other in it."""
 
-    __slots__ = ("blocks", "size")
+    __slots__ = ("blocks", "first", "size", "whole")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, whole: memoryview | None, first: int) -> None:
         self.size = size
+        self.whole = whole
+        self.first = first
         self.blocks = 0
 
 
@@ -55,10 +58,28 @@ class MemoryTier:
         found = self._blocks.get((oid, block))
         return None if found is None else found[0]
 
-    def put(self, oid: ObjectId, blocks: dict[int, Buffer], size: int) -> None:
-        """Keep `blocks`, views into one buffer of `size` bytes. The caller still holds its reservation and
-        releases it afterwards."""
-        slab = _Slab(size)
+    def run(self, oid: ObjectId, blocks: range) -> Buffer | None:
+        """Neighbouring blocks as one view, without a copy, if all are resident in the buffer that they came in."""
+        found = self._blocks.get((oid, blocks.start))
+        if found is None or len(blocks) == 1:
+            return None if found is None else found[0]
+        data, slab = found
+        if slab.whole is None:
+            return None
+        start, size = (blocks.start - slab.first) * len(data), len(data)
+        for block in blocks[1:]:
+            found = self._blocks.get((oid, block))
+            if found is None or found[1] is not slab:
+                return None
+            size += len(found[0])
+        return slab.whole[start : start + size]
+
+    def put(self, oid: ObjectId, blocks: dict[int, Buffer], size: int, whole: memoryview | None = None) -> None:
+        """Keep `blocks`, views into one buffer of `size` bytes: `whole`, if it is exactly them in their order.
+
+        The caller still holds its reservation and releases it afterwards.
+        """
+        slab = _Slab(size, whole, min(blocks, default=0))
         for block, data in blocks.items():
             self._drop((oid, block))
             self._blocks.put((oid, block), (data, slab), 0)

@@ -24,17 +24,24 @@ class TieredCache:
         """The block, if it is in memory."""
         return self.memory.get(oid, block)
 
+    def run(self, oid: ObjectId, blocks: range) -> Buffer | None:
+        """Neighbouring blocks in one piece, if memory has them so."""
+        return self.memory.run(oid, blocks)
+
     async def load(self, oid: ObjectId, blocks: Sequence[int]) -> dict[int, Buffer]:
         """Those of `blocks` that the disk has. Never raises; empty without a disk, and then without waiting."""
         return await self.disk.get_many(oid, blocks) if self.disk is not None else {}
 
-    def admit(self, oid: ObjectId, blocks: dict[int, Buffer], size: int, *, to_disk: bool) -> None:
-        """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation.
+    def admit(
+        self, oid: ObjectId, blocks: dict[int, Buffer], size: int, *, to_disk: bool, whole: memoryview | None = None
+    ) -> None:
+        """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation; `whole` is that
+        buffer, if it holds them in their order and nothing else.
 
         What waits to be written to disk is held in memory, so it is reserved there: at most half of the budget, and
         what exceeds that is not written. Writing never makes a reader wait.
         """
-        self.memory.put(oid, blocks, size)
+        self.memory.put(oid, blocks, size, whole)
         if not to_disk or self.disk is None:
             return
         if self.disk.pending_bytes + size <= self.memory.budget_bytes // 2 and self.memory.try_reserve(size):

@@ -65,9 +65,9 @@ class Fetcher:
         """Blocks on their way; zero when nothing is going on."""
         return len(self._flights)
 
-    def resident(self, oid: ObjectId, block: int) -> Buffer | None:
-        """The block if it is in memory: no await, no thread, no SQL."""
-        return self._cache.resident(oid, block)
+    def run(self, oid: ObjectId, blocks: range) -> Buffer | None:
+        """Neighbouring blocks in one piece if memory has them so: no await, no thread, no SQL, no copy."""
+        return self._cache.run(oid, blocks)
 
     async def fetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> dict[int, Buffer]:
         """Exactly `blocks` (ascending) of the object of `size` bytes. StaleError, StoreError."""
@@ -150,7 +150,7 @@ class Fetcher:
         for block in run:
             part = block_range(block, self.block_size, size)
             blocks[block] = data[part.start - span.start : part.stop - span.start]
-        self._cache.admit(oid, blocks, len(data), to_disk=True)
+        self._cache.admit(oid, blocks, len(data), to_disk=True, whole=data)
         return blocks
 
     def _span(self, extent: range, size: int) -> Range:

@@ -43,14 +43,17 @@ class Reader:
         block_size = self._fetcher.block_size
         blocks = blocks_of(span, block_size)
         self._ask_ahead(file, span, after=blocks[-1])
-        if len(blocks) == 1:
-            data = self._fetcher.resident(file.oid, blocks[0])
-            if data is not None:
-                self._stats.add("cache.memory.hit_bytes", span.size)
-                start = blocks[0] * block_size
-                return data[span.start - start : span.stop - start]
-        wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
-        return _cut(await self._fetcher.fetch(file.oid, file.size, wanted), span, blocks, block_size)
+        run = self._fetcher.run(file.oid, blocks)
+        if run is not None:
+            self._stats.add("cache.memory.hit_bytes", span.size)
+        else:
+            wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
+            found = await self._fetcher.fetch(file.oid, file.size, wanted)
+            run = self._fetcher.run(file.oid, blocks)  # what arrived by one GET needs no joining
+            if run is None:
+                return _cut(found, span, blocks, block_size)
+        start = blocks.start * block_size
+        return run[span.start - start : span.stop - start]
 
     def _ask_ahead(self, file: OpenObject, span: Range, *, after: int) -> None:
         """Send off what is likely to be read next. Not the last block of the read itself (`after`), in which the range

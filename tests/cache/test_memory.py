@@ -252,3 +252,33 @@ async def test_tiers_without_a_disk() -> None:
     assert await cache.load(OID, [1, 2]) == {}
     cache.admit(OID, {1: b"x"}, 1, to_disk=True)
     assert cache.resident(OID, 1) == b"x"
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 8), st.data())
+def test_a_run_is_the_blocks_joined_or_nothing(first: int, count: int, last_size: int, data: st.DataObject) -> None:
+    tier = MemoryTier(budget_bytes=1000)
+    body = bytes(range(8 * (count - 1) + last_size))
+    whole = memoryview(body)
+    blocks = {first + n: whole[8 * n : 8 * n + 8] for n in range(count)}
+    tier.put(OID, dict(blocks), len(body), whole)
+    lost = data.draw(st.none() | st.sampled_from(sorted(blocks)))
+    if lost is not None:
+        tier.forget(OID, lost)
+    start = data.draw(st.sampled_from(sorted(blocks)))
+    stop = data.draw(st.integers(start + 1, first + count))
+    run = tier.run(OID, range(start, stop))
+    if lost is not None and start <= lost < stop:
+        assert run is None
+    else:
+        assert run is not None
+        assert bytes(run) == b"".join(blocks[block] for block in range(start, stop))
+
+
+def test_blocks_that_came_in_two_buffers_are_no_run() -> None:
+    tier = MemoryTier(budget_bytes=1000)
+    for block in (1, 2):
+        body = memoryview(bytes(8))
+        tier.put(OID, {block: body}, 8, body)
+    assert tier.run(OID, range(1, 3)) is None
+    assert tier.run(OID, range(2, 3)) == bytes(8)
+    assert tier.run(OID, range(3, 5)) is None
