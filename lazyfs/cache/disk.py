@@ -21,7 +21,6 @@ import re
 import secrets
 import shutil
 import sqlite3
-import struct
 import threading
 import time
 from collections import deque
@@ -30,13 +29,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import diskcache
 import trio
-from awscrt.checksums import crc32c
 from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW
 
+from lazyfs.cache.blockfile import HEADER_BYTES, NOTHING, Loaded, encode_block, read_block
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 
@@ -54,8 +53,6 @@ FREE_FLOOR = 0.02
 _INLINE_BYTES = 4096
 _LOCK_TIMEOUT_S = 2.0
 _FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
-_MAGIC = b"lfs1"
-_HEADER = struct.Struct("<4sIII")  # magic, identity length, data length, CRC32C of the data
 
 
 class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
@@ -85,12 +82,12 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
             raise
         return len(header) + len(data), MODE_BINARY, filename, None
 
-    def fetch(self, mode: int, filename: str, value: Any, read: bool) -> bytes:
+    def fetch(self, mode: int, filename: str, value: Any, read: bool) -> bytes | BinaryIO:
+        """The value, or the open file that holds it."""
         if mode == MODE_RAW and isinstance(value, bytes):
             return value
         if mode == MODE_BINARY and _FILENAME.fullmatch(filename):
-            with open(os.path.join(self._directory, filename), "rb") as file:
-                return file.read()
+            return open(os.path.join(self._directory, filename), "rb", buffering=0)
         raise ValueError("not a block")
 
     def remove(self, file_path: str) -> None:
@@ -126,23 +123,6 @@ class _Cache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
         except BaseException:
             self.close()
             raise
-
-
-def encode_block(identity: bytes, data: Buffer) -> bytes:
-    """The header that goes before `data`."""
-    return _HEADER.pack(_MAGIC, len(identity), len(data), crc32c(data)) + identity
-
-
-def decode_block(identity: bytes, value: bytes) -> memoryview | None:
-    """The data of a stored value, or None if the value is damaged or another block's."""
-    if len(value) < _HEADER.size:
-        return None
-    magic, identity_size, data_size, checksum = _HEADER.unpack_from(value)
-    start = _HEADER.size + identity_size
-    if magic != _MAGIC or value[_HEADER.size : start] != identity or len(value) != start + data_size:
-        return None
-    data = memoryview(value)[start:]
-    return data if crc32c(data) == checksum else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +194,11 @@ class DiskTier:
         """Bytes on disk now."""
         return await self._call(lambda: self._guard(lambda cache: int(cache.volume()), 0))
 
-    async def get_many(self, oid: ObjectId, blocks: Sequence[int]) -> dict[int, Buffer]:
-        """Those of `blocks` that are here and whole. Never raises."""
-        nothing: dict[int, Buffer] = {}
-        found = await self._call(lambda: self._guard(lambda cache: self._get(cache, oid, blocks), nothing))
-        self._stats.add("cache.disk.hit_blocks", len(found))
-        self._stats.add("cache.disk.hit_bytes", sum(len(data) for data in found.values()))
+    async def get_many(self, oid: ObjectId, blocks: Sequence[int]) -> Loaded:
+        """Those of `blocks` (ascending) that are here and whole. Never raises."""
+        found = await self._call(lambda: self._guard(lambda cache: self._get(cache, oid, blocks), NOTHING))
+        self._stats.add("cache.disk.hit_blocks", len(found.blocks))
+        self._stats.add("cache.disk.hit_bytes", len(found.whole))
         return found
 
     @property
@@ -267,24 +246,39 @@ class DiskTier:
             with contextlib.suppress(trio.RunFinishedError):  # the mount ended without waiting for us
                 token.run_sync_soon(self._written, batch)
 
-    def _get(self, cache: _Cache, oid: ObjectId, blocks: Iterable[int]) -> dict[int, Buffer]:
-        found: dict[int, Buffer] = {}
-        for block in blocks:
-            identity = self._identity(oid, block)
-            try:
-                value = cache.get(_key(identity))
-            except (ValueError, TypeError):  # a row that is not ours
-                value = b""
-            if value is None:
-                continue
-            data = decode_block(identity, value)
-            if data is None:
-                self._stats.add("cache.disk.damaged_blocks")
-                self._tell("damaged", f"damaged block {block} of {oid.key!r} dropped; more are only counted")
-                cache.delete(_key(identity))
-            else:
-                found[block] = data
-        return found
+    def _get(self, cache: _Cache, oid: ObjectId, blocks: Iterable[int]) -> Loaded:
+        with contextlib.ExitStack() as stack:
+            stored: dict[int, tuple[bytes, bytes | BinaryIO, int]] = {}
+            for block in blocks:
+                identity = self._identity(oid, block)
+                value = self._stored(cache, identity)
+                if value is None:
+                    continue
+                if not isinstance(value, bytes):
+                    stack.enter_context(value)
+                size = len(value) if isinstance(value, bytes) else os.fstat(value.fileno()).st_size
+                stored[block] = identity, value, max(0, size - HEADER_BYTES - len(identity))
+            whole = memoryview(bytearray(sum(size for _, _, size in stored.values())))
+            found: dict[int, Buffer] = {}
+            start = 0
+            for block, (identity, value, size) in stored.items():
+                data = whole[start : start + size]
+                if read_block(identity, value, data):
+                    found[block] = data.toreadonly()
+                    start += size
+                else:
+                    self._stats.add("cache.disk.damaged_blocks")
+                    self._tell("damaged", f"damaged block {block} of {oid.key!r} dropped; more are only counted")
+                    cache.delete(_key(identity))
+        return Loaded(found, whole[:start].toreadonly())
+
+    @staticmethod
+    def _stored(cache: _Cache, identity: bytes) -> bytes | BinaryIO | None:
+        try:
+            value: bytes | BinaryIO | None = cache.get(_key(identity), read=True)
+        except (ValueError, TypeError):  # a row that is not ours
+            return b""
+        return value
 
     def _put(self, cache: _Cache, batch: Sequence[_Pending], size: int) -> None:
         usage, volume = shutil.disk_usage(self._directory), cache.volume()

@@ -21,8 +21,8 @@ BlockKey = tuple[ObjectId, int]
 
 
 class _Slab:
-    """One received buffer and how many blocks of it are resident. `whole` holds them all, from block `first` on, if they
-    follow each other in it."""
+    """One received buffer and how many blocks of it are resident. `whole` holds them all, from block `first` on, if
+    they follow each other in it."""
 
     __slots__ = ("blocks", "first", "size", "whole")
 
@@ -79,7 +79,8 @@ class MemoryTier:
 
         The caller still holds its reservation and releases it afterwards.
         """
-        slab = _Slab(size, whole, min(blocks, default=0))
+        first, last = min(blocks, default=0), max(blocks, default=0)
+        slab = _Slab(size, whole if len(blocks) == last - first + 1 else None, first)
         for block, data in blocks.items():
             self._drop((oid, block))
             self._blocks.put((oid, block), (data, slab), 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lazyfs.cache.blockfile import NOTHING, Loaded
 from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.core.types import Buffer, ObjectId
@@ -28,15 +29,15 @@ class TieredCache:
         """Neighbouring blocks in one piece, if memory has them so."""
         return self.memory.run(oid, blocks)
 
-    async def load(self, oid: ObjectId, blocks: Sequence[int]) -> dict[int, Buffer]:
+    async def load(self, oid: ObjectId, blocks: Sequence[int]) -> Loaded:
         """Those of `blocks` that the disk has. Never raises; empty without a disk, and then without waiting."""
-        return await self.disk.get_many(oid, blocks) if self.disk is not None else {}
+        return await self.disk.get_many(oid, blocks) if self.disk is not None else NOTHING
 
     def admit(
         self, oid: ObjectId, blocks: dict[int, Buffer], size: int, *, to_disk: bool, whole: memoryview | None = None
     ) -> None:
-        """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation; `whole` is that
-        buffer, if it holds them in their order and nothing else.
+        """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation; `whole` is it,
+        if it holds them in their order and nothing else.
 
         What waits to be written to disk is held in memory, so it is reserved there: at most half of the budget, and
         what exceeds that is not written. Writing never makes a reader wait.

@@ -130,9 +130,9 @@ class Fetcher:
                 del self._flights[oid, block]
 
     async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
-        found = await self._cache.load(oid, extent)
-        for block, data in found.items():
-            self._cache.admit(oid, {block: data}, len(data), to_disk=False)
+        loaded = await self._cache.load(oid, extent)
+        found = dict(loaded.blocks)
+        self._cache.admit(oid, found, len(loaded.whole), to_disk=False, whole=loaded.whole)
         missing = [block for block in extent if block not in found]
         for run in plan_extents(missing, self._extent_blocks):
             found |= await self._get(ticket, oid, size, run)

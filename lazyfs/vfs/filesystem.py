@@ -144,7 +144,7 @@ class FileSystem:
         if file is not None:
             file.deleted = True  # a commit that waits for its turn must not bring it back
             async with file.turn:
-                await self._discard(file)
+                await file.discard()
                 node = file.node
         if not node.is_local:
             await self._store.delete(self.namespace.key(node))
@@ -177,7 +177,7 @@ class FileSystem:
             etag = await self._copy(node, key)
             if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
                 replaced.deleted = True
-                await self._discard(replaced)
+                await replaced.discard()
         await self._store.delete(self.namespace.key(node))
         moved = await self.namespace.move(node, new_parent, new_name, etag=etag)
         if file is not None:
@@ -194,12 +194,6 @@ class FileSystem:
         except (PreconditionFailedError, NotFoundError) as error:
             self.namespace.expire(node.parent, node.name)
             raise StaleError(f"{node.name!r} was replaced or deleted in the bucket meanwhile") from error
-
-    @staticmethod
-    async def _discard(file: OpenFile) -> None:
-        """The file has no name any more: nothing of it goes up. The caller has its turn."""
-        if file.writer is not None:
-            await file.writer.discard()
 
     def _check_replaceable(self, target: Node, node: Node, *, replace: bool) -> None:
         if not replace:

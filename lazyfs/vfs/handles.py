@@ -35,6 +35,11 @@ class OpenFile:
     def __post_init__(self) -> None:
         self.ino = self.node.ino
 
+    async def discard(self) -> None:
+        """The file has no name any more: nothing of it goes up. The caller has its turn."""
+        if self.writer is not None:
+            await self.writer.discard()
+
 
 @dataclass(slots=True)
 class FileHandle:

@@ -10,8 +10,9 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.cache import disk
-from lazyfs.cache.disk import RETRY_S, DiskTier, decode_block, encode_block
+from lazyfs.cache.blockfile import HEADER_BYTES, encode_block, read_block
+from lazyfs.cache.disk import RETRY_S, DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.core.stats import Stats
@@ -74,6 +76,26 @@ async def put(tier: DiskTier, blocks: dict[int, Buffer], oid: ObjectId = OID) ->
     await tier._idle.wait()
 
 
+async def got(tier: DiskTier, oid: ObjectId, blocks: Sequence[int]) -> dict[int, Buffer]:
+    """What the tier has of `blocks`."""
+    loaded = await tier.get_many(oid, blocks)
+    assert loaded.whole == b"".join(loaded.blocks.values()), "the views lie one after the other"
+    return dict(loaded.blocks)
+
+
+def decode_block(identity: bytes, value: bytes) -> bytes | None:
+    """The data of a stored value, read as an inline row and as a file, if it is whole."""
+    found = []
+    for inline in (True, False):
+        data = bytearray(max(0, len(value) - HEADER_BYTES - len(identity)))
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(value)
+            whole = read_block(identity, value if inline else file, memoryview(data))  # type: ignore[arg-type]
+            found.append(bytes(data) if whole else None)
+    assert found[0] == found[1]
+    return found[0]
+
+
 def block(seed: int, size: int = 10_000) -> bytes:
     """Some bytes, others for each seed."""
     return (bytes((seed * 31 + index) % 251 for index in range(251)) * (size // 251 + 1))[:size]
@@ -90,7 +112,7 @@ async def test_what_was_put_comes_back(room: Room) -> None:
     async with room.tier() as tier:
         blocks = {0: block(0), 7: memoryview(block(7)), 8: b"", 9: b"short"}
         await put(tier, blocks)
-        found = await tier.get_many(OID, [0, 1, 7, 8, 9])
+        found = await got(tier, OID, [0, 1, 7, 8, 9])
         assert {number: bytes(data) for number, data in found.items()} == {n: bytes(d) for n, d in blocks.items()}
         assert room.stats.get("cache.disk.hit_blocks") == 4
         assert room.stats.get("cache.disk.hit_bytes") == 20_005
@@ -102,23 +124,23 @@ async def test_it_survives_being_closed(room: Room) -> None:
     async with room.tier() as tier:
         tier.put_soon(OID, {1: block(1)}, lambda: None)  # leaving waits for what is pending
     async with room.tier() as tier:
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, OID, [1]) == {1: block(1)}
 
 
 async def test_a_block_is_of_one_version_of_one_object_in_one_scope(room: Room) -> None:
     async with room.tier() as tier, room.tier(scope="other") as other:
         await put(tier, {1: block(1)})
-        assert await tier.get_many(ObjectId(OID.key, "e2"), [1]) == {}
-        assert await tier.get_many(ObjectId("other", OID.etag), [1]) == {}
-        assert await other.get_many(OID, [1]) == {}
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, ObjectId(OID.key, "e2"), [1]) == {}
+        assert await got(tier, ObjectId("other", OID.etag), [1]) == {}
+        assert await got(other, OID, [1]) == {}
+        assert await got(tier, OID, [1]) == {1: block(1)}
 
 
 async def test_a_later_value_replaces_the_earlier(room: Room) -> None:
     async with room.tier() as tier:
         await put(tier, {1: block(1)})
         await put(tier, {1: block(2)})
-        assert await tier.get_many(OID, [1]) == {1: block(2)}
+        assert await got(tier, OID, [1]) == {1: block(2)}
         assert len(room.values()) == 1
 
 
@@ -127,7 +149,7 @@ async def test_two_tiers_share_one_directory(room: Room) -> None:
         await put(one, {1: block(1)})
         await put(two, {2: block(2)})
         for tier in (one, two):
-            assert await tier.get_many(OID, [1, 2]) == {1: block(1), 2: block(2)}
+            assert await got(tier, OID, [1, 2]) == {1: block(1), 2: block(2)}
 
 
 async def test_the_limit_is_kept_and_the_oldest_go(room: Room) -> None:
@@ -136,7 +158,7 @@ async def test_the_limit_is_kept_and_the_oldest_go(room: Room) -> None:
         for number in range(48):
             await put(tier, {number: block(number, 256 * KiB)})
             assert await tier.used_bytes() <= limit + 32 * KiB
-        found = await tier.get_many(OID, range(48))
+        found = await got(tier, OID, range(48))
         assert 47 in found
         assert 0 not in found
         assert sum(path.stat().st_size for path in room.values()) <= limit + 32 * KiB
@@ -166,7 +188,7 @@ async def test_what_waits_is_reserved_and_more_than_half_of_memory_is_not_writte
         assert (memory.reserved_bytes, tier.pending_bytes) == (0, 0)
         cache.admit(OID, {4: b"room again"}, 10, to_disk=True)
         await tier._idle.wait()
-        assert set(await tier.get_many(OID, [1, 2, 3, 4])) == {1, 2, 4}
+        assert set(await got(tier, OID, [1, 2, 3, 4])) == {1, 2, 4}
 
 
 async def test_everything_is_its_owners_alone(room: Room) -> None:
@@ -237,7 +259,7 @@ async def test_also_after_the_directory_was_exchanged(room: Room, connections: l
     async with room.tier() as tier:
         await use_all_threads(tier)
         shutil.rmtree(room.path)
-        assert await tier.get_many(OID, [1]) == {}
+        assert await got(tier, OID, [1]) == {}
         room.clock.now_s += RETRY_S
         await use_all_threads(tier)
         assert sum(connection.is_open for connection in connections) == disk.THREADS + 1
@@ -279,7 +301,7 @@ async def test_a_flipped_bit_anywhere_in_a_value_is_a_miss(room: Room, caplog: p
             await put(tier, {1: content})
             (path,) = room.values()
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
-            assert await tier.get_many(OID, [1]) == {}
+            assert await got(tier, OID, [1]) == {}
             assert room.values() == []  # dropped
         assert len(messages(caplog)) == 1
         assert room.stats.get("cache.disk.damaged_blocks") == len(places)
@@ -292,19 +314,19 @@ async def test_a_truncated_value_is_a_miss(room: Room, keep: int, caplog: pytest
         await put(tier, {1: block(1), 2: block(2)})
         for path in room.values():
             os.truncate(path, keep)
-        assert await tier.get_many(OID, [1, 2]) == {}
+        assert await got(tier, OID, [1, 2]) == {}
         assert len(messages(caplog)) == 1
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1, 2]) == {1: block(1)}
+        assert await got(tier, OID, [1, 2]) == {1: block(1)}
 
 
 async def test_a_value_that_was_removed_is_a_miss(room: Room) -> None:
     async with room.tier() as tier:
         await put(tier, {1: block(1)})
         shutil.rmtree(room.values()[0].parent)
-        assert await tier.get_many(OID, [1]) == {}
+        assert await got(tier, OID, [1]) == {}
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, OID, [1]) == {1: block(1)}
 
 
 @warns
@@ -315,7 +337,7 @@ async def test_values_that_changed_places_are_misses(room: Room) -> None:
         one.rename(room.path / "swap")
         two.rename(one)
         (room.path / "swap").rename(two)
-        assert await tier.get_many(OID, [1, 2]) == {}
+        assert await got(tier, OID, [1, 2]) == {}
 
 
 class _Bomb:
@@ -342,9 +364,9 @@ async def test_a_planted_pickle_is_never_executed(
             path.write_bytes(planted)
     room.execute("UPDATE Cache SET raw = 0 WHERE rowid = 2")
     async with room.tier() as tier:
-        assert await tier.get_many(OID, [1, 2]) == {}
+        assert await got(tier, OID, [1, 2]) == {}
         await put(tier, {3: block(3)})
-        assert await tier.get_many(OID, [1, 2, 3]) == {3: block(3)}  # one bad row spoils nothing else
+        assert await got(tier, OID, [1, 2, 3]) == {3: block(3)}  # one bad row spoils nothing else
     assert not bomb.exists()
 
 
@@ -358,9 +380,9 @@ async def test_a_planted_file_name_leads_nowhere(room: Room, absolute: bool, tmp
     name = str(treasure) if absolute else os.path.relpath(treasure, room.path)
     room.execute("UPDATE Cache SET filename = ?", name)
     async with room.tier() as tier:
-        assert await tier.get_many(OID, [1]) == {}
+        assert await got(tier, OID, [1]) == {}
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, OID, [1]) == {1: block(1)}
     assert treasure.read_bytes() == b"mine"
 
 
@@ -371,9 +393,9 @@ async def test_planted_settings_are_survived(room: Room, key: str) -> None:
         await put(tier, {1: block(1)})
     room.execute("INSERT OR REPLACE INTO Settings VALUES (?, 'junk')", key)
     async with room.tier() as tier:
-        assert set(await tier.get_many(OID, [1])) <= {1}
+        assert set(await got(tier, OID, [1])) <= {1}
         await put(tier, {2: block(2)})
-        assert all(data == block(n) for n, data in (await tier.get_many(OID, [1, 2])).items())
+        assert all(data == block(n) for n, data in (await got(tier, OID, [1, 2])).items())
 
 
 @warns
@@ -385,9 +407,9 @@ async def test_a_database_beyond_repair_is_set_aside_at_once(
         await put(tier, {1: block(1)})
     (room.path / "cache.db").write_bytes(content)
     async with room.tier() as tier:
-        assert await tier.get_many(OID, [1]) == {}
+        assert await got(tier, OID, [1]) == {}
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, OID, [1]) == {1: block(1)}
     assert len(messages(caplog)) == 1
     assert [path.name for path in room.path.parent.iterdir()] == ["blocks"]  # nothing of the old one stays
 
@@ -402,10 +424,10 @@ async def test_a_database_damaged_while_open(room: Room, caplog: pytest.LogCaptu
             file.seek(4096)
             file.write(os.urandom((room.path / "cache.db").stat().st_size - 4096))
         for _ in range(8):  # each thread may find out for itself
-            assert set((await tier.get_many(OID, range(40))).values()) <= {b"x" * 3000}
+            assert set((await got(tier, OID, range(40))).values()) <= {b"x" * 3000}
             await use_all_threads(tier)
         await put(tier, {1: block(1)})
-        assert (await tier.get_many(OID, [1])).get(1) in (block(1), b"x" * 3000)
+        assert (await got(tier, OID, [1])).get(1) in (block(1), b"x" * 3000)
     assert len(messages(caplog)) <= 2
 
 
@@ -422,14 +444,14 @@ async def test_a_directory_removed_underneath_is_a_miss_one_warning_and_over_aft
             for path in room.path.glob("cache.db*"):
                 path.unlink()
         for _ in range(3):
-            assert await tier.get_many(OID, [1]) == {}
+            assert await got(tier, OID, [1]) == {}
             await put(tier, {1: block(1)})
             assert await tier.used_bytes() == 0
         assert room.path.exists() == (what == "database")  # nothing is left where nobody would find it
         assert len(messages(caplog)) == 1
         room.clock.now_s += RETRY_S
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, OID, [1]) == {1: block(1)}
         assert len(messages(caplog)) == 1
 
 
@@ -439,13 +461,13 @@ async def test_a_directory_that_cannot_be_made(tmp_path: Path, caplog: pytest.Lo
     room = Room(tmp_path / "file" / "blocks")
     async with room.tier() as tier:
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1]) == {}
+        assert await got(tier, OID, [1]) == {}
         (tmp_path / "file").unlink()
         room.clock.now_s += RETRY_S - 1
         assert await tier.used_bytes() == 0
         room.clock.now_s += 1
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, OID, [1]) == {1: block(1)}
     assert len(messages(caplog)) == 1
 
 
@@ -464,7 +486,7 @@ async def test_what_waits_together_is_written_in_one_transaction(room: Room, mon
         await tier._idle.wait()
         assert done == list(range(20))
         assert len(begun) == 1
-        assert len(await tier.get_many(OID, range(20))) == 20
+        assert len(await got(tier, OID, range(20))) == 20
 
 
 @warns
@@ -481,7 +503,7 @@ async def test_what_was_stored_before_a_failure_stays(room: Room, monkeypatch: p
     async with room.tier() as tier:
         await put(tier, {number: block(number) for number in range(4)})
         room.clock.now_s += RETRY_S
-        assert await tier.get_many(OID, range(4)) == {number: block(number) for number in range(2)}
+        assert await got(tier, OID, range(4)) == {number: block(number) for number in range(2)}
         assert len(room.values()) == 2
 
 
@@ -492,7 +514,7 @@ async def test_foreign_files_are_left_alone(room: Room) -> None:
     (room.path / "00" / "00" / "x.val").write_text("mine too")
     async with room.tier() as tier:
         await put(tier, {1: block(1)})
-        assert await tier.get_many(OID, [1]) == {1: block(1)}
+        assert await got(tier, OID, [1]) == {1: block(1)}
     assert (room.path / "README").read_text() == "mine"
     assert (room.path / "00" / "00" / "x.val").read_text() == "mine too"
 
@@ -507,11 +529,11 @@ async def test_a_lock_held_by_somebody_else_is_a_miss_without_a_warning(
         try:
             other.execute("BEGIN EXCLUSIVE")
             await put(tier, {2: block(2)})
-            assert await tier.get_many(OID, [1]) == {1: block(1)}  # WAL: readers go on
+            assert await got(tier, OID, [1]) == {1: block(1)}  # WAL: readers go on
         finally:
             other.close()
         await put(tier, {3: block(3)})
-        assert await tier.get_many(OID, [2, 3]) == {3: block(3)}
+        assert await got(tier, OID, [2, 3]) == {3: block(3)}
         assert len(room.values()) == 2  # the value that found no row is not left behind
 
 
@@ -534,7 +556,7 @@ async def test_the_cache_gives_way_when_others_fill_the_disk(room: Room, monkeyp
         for number in range(100, 140):
             await put(tier, {number: block(number)})
         assert await tier.used_bytes() <= used / 2 + 32 * KiB
-        assert 139 in await tier.get_many(OID, [139])  # it goes on being a cache
+        assert 139 in await got(tier, OID, [139])  # it goes on being a cache
         others = total
         await put(tier, {200: block(200)})
         assert room.values() == []
@@ -567,7 +589,7 @@ async def test_a_full_disk_is_no_error(
     async with room.tier() as tier:
         for number in range(40):
             await put(tier, {number: block(number, 500_000)})
-        found = await tier.get_many(OID, range(40))
+        found = await got(tier, OID, range(40))
         assert 0 in found  # what was there can still be read
         assert 20 < len(found) < 36
         assert all(data == block(number, 500_000) for number, data in found.items())
@@ -581,6 +603,6 @@ async def test_a_small_disk_keeps_its_floor_without_a_warning(tmpfs: Path) -> No
     async with room.tier() as tier:
         for number in range(80):
             await put(tier, {number: block(number, 500_000)})
-        assert 79 in await tier.get_many(OID, [79])
+        assert 79 in await got(tier, OID, [79])
         usage = shutil.disk_usage(tmpfs)
         assert usage.free >= usage.total * disk.FREE_FLOOR

@@ -7,6 +7,7 @@ from collections import deque
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -249,7 +250,7 @@ async def test_many_that_come_and_go_leave_nothing_behind() -> None:
 
 async def test_tiers_without_a_disk() -> None:
     cache = TieredCache(memory=MemoryTier(budget_bytes=100), disk=None)
-    assert await cache.load(OID, [1, 2]) == {}
+    assert (await cache.load(OID, [1, 2])).blocks == {}
     cache.admit(OID, {1: b"x"}, 1, to_disk=True)
     assert cache.resident(OID, 1) == b"x"
 
