@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _FileId: TypeAlias = tuple[int, int]
 
-THREADS = 3
-"""That read. One more writes: several would only wait for SQLite's one lock, and for the GIL."""
+THREADS = 8
+"""That read: so deep is the disk's queue. One more writes; several would only wait for SQLite's one lock."""
 BATCH_BYTES = 16 * 1024**2
 """What one transaction writes at the most; a small file's own would cost as much as the file."""
 RETRY_S = 30.0
