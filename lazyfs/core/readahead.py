@@ -13,7 +13,7 @@ from lazyfs.core.types import Range
 
 EMPTY = Range(0, 0)
 PROVEN = 2 * 1024**2
-"""Bytes after which a stream is no chance."""
+"""Bytes after which a stream is no chance. Until then it is given ahead no more than it has consumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class ReadAheadPolicy:
 
     first_window   what the second sequential read asks for ahead; small, as two neighbouring reads may be chance
     max_window     the most that one cursor may be ahead of its reader
+    growth         how many times what it has consumed a proven stream is given ahead; so much is fetched in vain if it
+                   ends. With 3 the window is full after three round trips to S3, with 1 after five
     step           how much is asked for at a time once the window is large: one request. Asking for what was consumed,
                    step by step, has requests arrive in the order of need; half a window at once would share the link
                    between what is needed now and what is needed last
@@ -32,6 +34,7 @@ class ReadAheadPolicy:
 
     first_window: int = 1024**2
     max_window: int = 64 * 1024**2
+    growth: int = 3
     step: int = 4 * 1024**2
     bridge: int = 512 * 1024
     max_cursors: int = 8
@@ -46,7 +49,7 @@ class _Cursor:
     fetched: int
     """Up to where it has been told to fetch ahead."""
     began: int
-    """Where its first read ended. It is given as much ahead as it has consumed since."""
+    """Where its first read ended: what was consumed since says how much it is given ahead."""
     is_stream: bool = False
     """Whether a second read has followed the first."""
 
@@ -83,7 +86,9 @@ class ReadAhead:
         cursor.is_stream = True
         cursor.position = max(cursor.position, read.stop)
         start = max(cursor.fetched, cursor.position)
-        window = min(self.policy.first_window + cursor.position - cursor.began, self.policy.max_window)
+        consumed = cursor.position - cursor.began
+        growth = self.policy.growth if consumed >= PROVEN else 1
+        window = min(self.policy.first_window + growth * consumed, self.policy.max_window)
         stop = min(cursor.position + window, size)
         if stop < size:
             step = min(self.policy.step, window // 2)

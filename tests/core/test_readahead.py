@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.core.readahead import EMPTY, ReadAhead, ReadAheadPolicy
+from lazyfs.core.readahead import EMPTY, PROVEN, ReadAhead, ReadAheadPolicy
 from lazyfs.core.types import Range
 
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
@@ -47,6 +47,7 @@ policies = st.builds(
     ReadAheadPolicy,
     first_window=st.integers(1, 64),
     max_window=st.integers(1, 256),
+    growth=st.integers(0, 4),
     step=st.integers(1, 64),
     bridge=st.integers(0, 32),
     max_cursors=st.integers(1, 4),
@@ -86,8 +87,8 @@ def test_a_sequential_reader_has_soon_the_whole_window_ahead(request_size: int) 
     reader, at, size = new(100 * GiB), 0, 100 * GiB
     reader.read(at, request_size)
     first = reader.read(at + request_size, request_size)
-    assert first.start == 2 * request_size  # the second read asks for the first window, and as much as it has used up
-    assert POLICY.first_window <= first.size <= POLICY.first_window + request_size
+    assert first.start == 2 * request_size  # the second read asks for the first window, and for what it has used up
+    assert POLICY.first_window <= first.size <= POLICY.first_window + POLICY.growth * request_size
     at = 2 * request_size
     while at < 200 * MiB:
         # Without waiting for each byte of a one-byte reader: the state depends on positions only.
@@ -100,14 +101,16 @@ def test_a_sequential_reader_has_soon_the_whole_window_ahead(request_size: int) 
     assert size > cursor.fetched
 
 
-def test_a_reader_is_given_as_much_ahead_as_it_has_used_until_the_window_is_full() -> None:
+def test_a_reader_is_given_ahead_in_proportion_to_what_it_has_used_until_the_window_is_full() -> None:
     reader = new(GiB)
     reach = 0
     for at in range(0, 256 * MiB, 128 * KiB):
         told = reader.read(at, 128 * KiB)
         used = at + 128 * KiB
         reach = max(reach, told.stop)
-        wanted = min(POLICY.first_window + used, POLICY.max_window)
+        consumed = used - 128 * KiB
+        growth = POLICY.growth if consumed >= PROVEN else 1
+        wanted = min(POLICY.first_window + growth * consumed, POLICY.max_window)
         if at:
             assert wanted - 2 * POLICY.step < reach - used <= wanted
 
