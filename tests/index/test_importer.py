@@ -7,6 +7,7 @@ import random as random_module
 from bisect import bisect_right
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -19,36 +20,23 @@ from lazyfs.core.types import ROOT_INO, ListPage
 from lazyfs.index.database import Index
 from lazyfs.index.importer import Importer
 from lazyfs.store.memory import MemoryStore
+from tests.vfs.building import SmallPages
 
 IDENTITY = {"bucket": "test"}
 NAMES = st.sampled_from(["a", "b", "a-", "a0", "n01", "n02", "é", "𝒳", "z", "img_1", "img_2", ".", "", "x" * 256])
 KEYS = st.lists(st.lists(NAMES, min_size=1, max_size=4).map("/".join).filter(bool), max_size=60)
 
 
-class TinyPages(MemoryStore):
-    """Pages of `page_limit` keys that arrive in any order."""
+class TinyPages(SmallPages):
+    """Small pages that arrive in any order."""
 
     page_limit = 3
     seed = 0
 
-    async def list_page(
-        self,
-        prefix: str,
-        *,
-        delimiter: str = "",
-        start_after: str = "",
-        token: str | None = None,
-        limit: int = 1000,
-    ) -> ListPage:
+    async def list_page(self, prefix: str, *, start_after: str = "", **how: Any) -> ListPage:
         random = random_module.Random(f"{self.seed} {prefix} {start_after}")
         await trio.sleep(random.random())
-        page = await super().list_page(
-            prefix,
-            delimiter=delimiter,
-            start_after=start_after,
-            token=token,
-            limit=min(limit, self.page_limit),
-        )
+        page = await super().list_page(prefix, start_after=start_after, **how)
         await trio.sleep(random.random())
         return page
 
@@ -99,13 +87,7 @@ class Unsorted(TinyPages):
     """Lists in no order, as S3 Express does; knows no start_after."""
 
     async def list_page(
-        self,
-        prefix: str,
-        *,
-        delimiter: str = "",
-        start_after: str = "",
-        token: str | None = None,
-        limit: int = 1000,
+        self, prefix: str, *, delimiter: str = "", start_after: str = "", token: str | None = None, **_: Any
     ) -> ListPage:
         assert not start_after
         assert not prefix or prefix.endswith("/")
