@@ -27,7 +27,7 @@ from lazyfs.config.endpoint import s3_settings
 from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
-from lazyfs.core.errors import ControlError, LazyfsError, StartupError, StoreError
+from lazyfs.core.errors import ControlError, StartupError, StoreError, first_error
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.stats import Stats
@@ -85,16 +85,7 @@ def run(config: Config, *, on_ready: Callable[[], None], on_progress: Progress) 
     try:
         trio.run(_main, config, on_ready, on_progress, strict_exception_groups=True)
     except BaseExceptionGroup as group:
-        raise _first(group) from group
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a person should read of a group: the first error of ours or Ctrl-C, else the group itself."""
-    for error in group.exceptions:
-        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, LazyfsError | KeyboardInterrupt):
-            return found
-    return group
+        raise first_error(group) from group
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from lazyfs.bench.training import BenchError
 from lazyfs.config import BucketConfig
 from lazyfs.config.endpoint import s3_settings
 from lazyfs.core.backoff import Backoff
-from lazyfs.core.errors import LazyfsError, StoreError
+from lazyfs.core.errors import StoreError, first_error
 from lazyfs.core.listing import component_problem
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import ObjectId, ObjectInfo, Range
@@ -79,7 +79,7 @@ def on_bucket(bucket: BucketConfig, work: Callable[[Store], Awaitable[T]], *, st
     try:
         return trio.run(main, strict_exception_groups=True)
     except BaseExceptionGroup as group:
-        raise _first(group) from group
+        raise first_error(group) from group
     except StoreError as error:
         raise BenchError(f"bucket {bucket.name}: {error}") from error
 
@@ -181,12 +181,3 @@ def _without_hidden(found: dict[str, ObjectInfo]) -> dict[str, ObjectInfo]:
     """Without the files that a directory of the same name hides."""
     directories = {name[:at] for name in found for at, character in enumerate(name) if character == "/"}
     return {name: info for name, info in found.items() if name not in directories}
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a person should read of a group: the first error of ours or Ctrl-C, else the group itself."""
-    for error in group.exceptions:
-        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, LazyfsError | KeyboardInterrupt):
-            return found
-    return group

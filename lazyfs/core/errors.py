@@ -202,3 +202,12 @@ class BusyError(FileSystemError):
     """Somebody is writing the file."""
 
     errno = errno.EBUSY
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a person should read of a group: the first error of ours or Ctrl-C, else the group itself."""
+    for error in group.exceptions:
+        found = first_error(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, LazyfsError | KeyboardInterrupt):
+            return found
+    return group

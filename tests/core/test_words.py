@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from lazyfs.core import errors
-from lazyfs.core.errors import LazyfsError, StoreError, TransientStoreError
+from lazyfs.core.errors import LazyfsError, StoreError, TransientStoreError, first_error
 from lazyfs.core.stats import Stats
 
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, LazyfsError)]
@@ -58,3 +58,13 @@ def test_asking_for_a_counter_does_not_make_one() -> None:
     stats = Stats()
     stats.get("never")
     assert stats.snapshot() == {}
+
+
+def test_of_a_group_a_person_reads_the_first_error_of_ours_or_ctrl_c() -> None:
+    ours, bug = StoreError("ours"), ValueError("a bug")
+    nested = BaseExceptionGroup("outer", [bug, BaseExceptionGroup("inner", [bug, ours])])
+    assert first_error(nested) is ours
+    interrupted = KeyboardInterrupt()
+    assert first_error(BaseExceptionGroup("outer", [bug, interrupted, ours])) is interrupted
+    strange = BaseExceptionGroup("outer", [bug])
+    assert first_error(strange) is strange
