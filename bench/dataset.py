@@ -17,7 +17,6 @@ import pyarrow.parquet
 import safetensors.numpy
 from obstore.store import S3Store
 
-from bench.servers import Endpoint
 from lazyfs.core.units import parse_size
 
 MIB = 1024**2
@@ -86,19 +85,6 @@ class Dataset:
         with ThreadPoolExecutor(32) as pool:
             for _ in pool.map(lambda path: obstore.put(store, path, self.root / path), self.files(".")):
                 pass
-
-
-def raw_client(endpoint: Endpoint, bucket: str) -> S3Store:
-    """obstore, as anybody would use it."""
-    user = endpoint.environment
-    return S3Store(
-        bucket,
-        endpoint=endpoint.url,
-        access_key_id=user["AWS_ACCESS_KEY_ID"],
-        secret_access_key=user["AWS_SECRET_ACCESS_KEY"],
-        region=user["AWS_DEFAULT_REGION"],
-        client_options={"allow_http": True},
-    )
 
 
 def _write(path: Path, body: bytes) -> None:

@@ -1,16 +1,13 @@
 """How fast a million names arrive, are walked, and are there again after a remount.
 
-``scripts/bench [--keys 1000000] [--latency-ms 50]`` lists a stand-in bucket (`bench.list_server`) with obstore and with
-lazyfs in one run, and prints a Markdown table. Nothing is left mounted or running.
+``scripts/bench namespace [--keys 1000000] [--latency-ms 50]`` lists a stand-in bucket (`bench.list_server`) with obstore
+and with lazyfs in one run, and prints a Markdown table. Nothing is left mounted or running.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.store import S3Store
+
+from bench.report import machine
+from bench.servers import Endpoint, raw_client
+from lazyfs.bench.mounting import counters, mounted
+from lazyfs.control import client, registry
 
 ROOT = Path(__file__).parent.parent
 USER = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench-secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -44,14 +45,7 @@ def list_server(keys: int, latency_ms: float, *, flat: bool) -> Iterator[str]:
 
 def list_with_obstore(url: str, expected: int) -> float:
     """Seconds that the raw client takes to list every key."""
-    store = S3Store(
-        "bench",
-        endpoint=url,
-        access_key_id=USER["AWS_ACCESS_KEY_ID"],
-        secret_access_key=USER["AWS_SECRET_ACCESS_KEY"],
-        region="us-east-1",
-        client_options={"allow_http": True},
-    )
+    store = raw_client(Endpoint("stand-in", url, USER), "bench")
     began = time.perf_counter()
     count = sum(len(page) for page in obstore.list(store, chunk_size=1000))
     assert count == expected, (count, expected)
@@ -70,35 +64,21 @@ class Mount:
         """The mount point."""
         return self.scratch / "mnt"
 
-    def lazyfs(self, *arguments: str) -> str:
-        """Run the command line; its output."""
-        command = [sys.executable, "-m", "lazyfs", *arguments]
-        done = subprocess.run(
-            command, env={**os.environ, **USER}, capture_output=True, text=True, timeout=DEADLINE_S, check=True
-        )
-        return done.stdout
-
-    @contextlib.contextmanager
-    def mounted(self) -> Iterator[None]:
+    def mounted(self) -> contextlib.AbstractContextManager[None]:
         """Mounted read-only with an endless lease, for the body."""
-        options = ["--endpoint-url", self.url, "--cache-dir", str(self.scratch / "cache"), "--read-only"]
-        log = ["--log-file", str(self.scratch / "log"), "--metadata-ttl", "indefinite"]
-        self.lazyfs("mount", "bench", str(self.path), *options, *log)
-        try:
-            yield
-        finally:
-            self.lazyfs("umount", str(self.path))
+        options = ("--endpoint-url", self.url, "--cache-dir", str(self.scratch / "cache"), "--read-only")
+        log = ("--log-file", str(self.scratch / "log"), "--metadata-ttl", "indefinite")
+        return mounted("bench", self.path, *options, *log, environment=USER)
 
     def status(self) -> dict[str, Any]:
         """What the daemon says of itself."""
-        answer = json.loads(self.lazyfs("status", "--json", str(self.path)))
-        found: dict[str, Any] = answer[0] if isinstance(answer, list) else answer
+        found: dict[str, Any] = client.call(registry.socket_path(self.path), "status")
         return found
 
     def lists(self) -> int:
         """LIST and HEAD requests so far."""
-        stats = self.status()["stats"]
-        return int(stats.get("s3.requests.list", 0)) + int(stats.get("s3.requests.head", 0))
+        counted = counters(self.path)
+        return counted.get("s3.requests.list", 0) + counted.get("s3.requests.head", 0)
 
     def peak_rss_mib(self) -> float:
         """The daemon's peak resident memory."""
@@ -161,8 +141,7 @@ def main() -> None:
     rows.append(("**one directory of 100,000**", ""))
     with list_server(100_000, options.latency_ms, flat=True) as url:
         measure(url, 100_000, flat=True, rows=rows)
-    print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores, LIST latency", end=" ")
-    print(f"{options.latency_ms:.0f} ms\n\n| what | figure |\n| --- | --- |")
+    print(f"{machine()}, LIST latency {options.latency_ms:.0f} ms\n\n| what | figure |\n| --- | --- |")
     for name, figure in rows:
         print(f"| {name} | {figure} |")
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import obstore
@@ -28,9 +29,9 @@ from obstore.store import S3Store
 from bench import workloads as w
 from bench.arms import Arm, JuiceFS, Lazyfs, Mountpoint, Rclone, S3fs, View
 from bench.baselines import RawFiles, after_download, drop_page_cache, raw_streams, raw_writes
-from bench.dataset import MIB, Dataset, Scale, raw_client
+from bench.dataset import MIB, Dataset, Scale
 from bench.report import Cell, Report
-from bench.servers import Endpoint, endpoints
+from bench.servers import Endpoint, endpoints, raw_client
 from bench.workloads import Files, Limit, Sample
 
 STATES = ("cold", "page cache", "memory", "SSD")
@@ -112,7 +113,7 @@ class Writing:
     name: str
     unit: str
     run: Callable[[Path, str, Limit], tuple[Sample, dict[str, bytes]]]
-    raw: Callable[[S3Store], Sample] | None = None
+    raw: Callable[[S3Store, Limit], Sample] | None = None
 
 
 def writing(scale: Scale) -> list[Writing]:
@@ -124,13 +125,13 @@ def writing(scale: Scale) -> list[Writing]:
     small = {f"written-raw-small/{number}": body[:65_536] for number in range(many)}
     return [
         Writing("write × 1", "MB/s", lambda root, tag, _: w.write_streams(root, large, 1, tag),
-                lambda store: raw_writes(store, {"written-raw": body}, together=True)),
+                lambda store, _: raw_writes(store, {"written-raw": body}, together=True)),
         Writing("write × 4", "MB/s", lambda root, tag, _: w.write_streams(root, large, 4, tag),
-                lambda store: raw_writes(store, quarter, together=True)),
+                lambda store, _: raw_writes(store, quarter, together=True)),
         Writing("write 64 KiB files", "files/s", lambda root, tag, limit: w.write_many(root, many, 65_536, tag, limit),
-                lambda store: raw_writes(store, small, together=False)),
+                lambda store, _: raw_writes(store, small, together=False)),
         Writing("create 1-byte files", "files/s", lambda root, tag, limit: w.write_many(root, 20, 1, tag, limit),
-                lambda store: raw_writes(store, tiny, together=False)),
+                lambda store, _: raw_writes(store, tiny, together=False)),
         Writing("checkpoint save + load", "MB/s", lambda root, tag, _: w.checkpoint(root, large // 2, tag)),
     ]  # fmt: skip
 
@@ -146,7 +147,7 @@ class Run:
     """Sees the bucket directly, beside every arm."""
     limit_s: float
     wanted: Callable[[str], bool]
-    tags: Iterator[int] = field(default_factory=lambda: iter(range(10**6)))
+    tags: Iterator[int] = field(default_factory=count)
 
     def arm(self, arm: Arm, endpoint: Endpoint, bucket: str) -> None:
         """All states of one mount."""
@@ -185,9 +186,8 @@ class Run:
                 self._cell("raw", endpoint, "cold", work, None, run=partial(work.raw, store))
         for write in writing(self.truth.scale):
             if write.raw is not None and self.wanted(write.name):
-                write_raw = write.raw
-                work = Workload(write.name, write.unit, lambda root, limit: w.Sample(0, 0, 1))
-                self._cell("raw", endpoint, "cold", work, None, run=lambda limit: write_raw(store))  # noqa: B023
+                put = partial(write.raw, store)
+                self._measured("raw", endpoint, "cold", write.name, write.unit, None, put, Limit(self.limit_s))
         for path in [meta["path"] for page in obstore.list(store, "written") for meta in page]:
             obstore.delete(store, path)  # singly: the gateway refuses DeleteObjects without Content-MD5
 
@@ -197,7 +197,7 @@ class Run:
         for work in self._wanted(reading(self.truth)):
             place = self.scratch / f"download-{next(self.tags)}"
             run = partial(after_download, store, self.truth, work.paths, place, work.run)
-            self._cell("download", endpoint, "cold", work, None, run=lambda limit: run())  # noqa: B023
+            self._cell("download", endpoint, "cold", work, None, run=run)
 
     def local(self, endpoint: Endpoint) -> None:
         """The local disk, for comparison; it has no S3."""
@@ -328,9 +328,8 @@ def main() -> None:
         print(f"bench: making {scale.large // MIB} MiB files and {scale.small} small ones …", file=sys.stderr)
         truth = Dataset.make(scratch / "truth", scale)
         report = Report(options, scale)
-        with endpoints(Path(fast), options.endpoints, options.endpoint_url) as places:
-            if options.endpoint_url is None:
-                _make_buckets(places[0])
+        own = [BUCKET, f"{BUCKET}-juicefs"]
+        with endpoints(Path(fast), options.endpoints, options.endpoint_url, own) as places:
             bucket = options.bucket or BUCKET
             witness = raw_client(places[0], bucket)
             truth.upload(witness)
@@ -376,20 +375,6 @@ def _arms(names: list[str], scratch: Path, report: Report) -> list[Arm]:
             report.missing[arm.name] = why
             print(f"bench: {arm.name} is missing: {why}", file=sys.stderr)
     return found
-
-
-def _make_buckets(endpoint: Endpoint) -> None:
-    from minio import Minio  # noqa: PLC0415 - obstore cannot make buckets
-
-    user = endpoint.environment
-    client = Minio(
-        endpoint.url.removeprefix("http://"),
-        access_key=user["AWS_ACCESS_KEY_ID"],
-        secret_key=user["AWS_SECRET_ACCESS_KEY"],
-        secure=False,
-    )
-    for name in (BUCKET, f"{BUCKET}-juicefs"):
-        client.make_bucket(name)
 
 
 def _options() -> argparse.Namespace:

@@ -50,6 +50,11 @@ class Cell:
             self.p50_ms, self.p99_ms = cuts[49] * 1e3, cuts[98] * 1e3
 
 
+def machine() -> str:
+    """Where this runs."""
+    return f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores"
+
+
 @dataclass(slots=True)
 class Report:
     """All cells of a run, and what they were measured with."""
@@ -86,7 +91,7 @@ class Report:
 
     def _facts(self) -> dict[str, object]:
         return {
-            "machine": self.machine(),
+            "machine": machine(),
             "parameters": {key: value for key, value in vars(self.options).items() if key != "endpoint_url"},
             "scale": asdict(self.scale),
             "versions": self.versions,
@@ -95,13 +100,9 @@ class Report:
             "cells": [asdict(cell) for cell in self.cells],
         }
 
-    def machine(self) -> str:
-        """Where this ran."""
-        return f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores"
-
     def markdown(self) -> str:
         """Tables by endpoint and state, then what each row cost, then where lazyfs loses."""
-        parts = [f"{self.machine()}. Scale {self.options.scale:g}, {self.options.rounds} round(s), medians.\n"]
+        parts = [f"{machine()}. Scale {self.options.scale:g}, {self.options.rounds} round(s), medians.\n"]
         for endpoint in _in_order(cell.endpoint for cell in self.cells):
             for state in _in_order(cell.state for cell in self.cells):
                 parts += self._table(endpoint, state)

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from obstore.store import S3Store
+
+from lazyfs.cli.demo import witness
 from lazyfs.cli.gateway import REGION, free_port, running_gateway, running_server
 
 FIRST_BYTE_MS = 25
@@ -46,7 +49,7 @@ http {{
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Endpoint:
     """Where the arms find the bucket. `log` is the access log that counts their requests, if there is one."""
 
@@ -54,27 +57,38 @@ class Endpoint:
     url: str
     environment: dict[str, str] = field(repr=False)
     log: Path | None = None
+    _seen: Counter[str] = field(default_factory=Counter)
+    _read: int = 0
+    """Bytes of the log that are counted in `_seen`."""
 
     def traffic(self) -> Counter[str]:
         """Requests by method (`GET`, `LIST`, …) and `bytes` of answers so far."""
-        seen: Counter[str] = Counter()
-        if self.log is None:
-            return seen
-        for line in self.log.read_text(errors="replace").splitlines():
-            method, _, sent, _, uri = line.split(" ", 4)
-            seen["LIST" if "list-type" in uri else method] += 1
-            seen["bytes"] += int(sent)
-        return seen
+        if self.log is not None:
+            with self.log.open("rb") as log:
+                log.seek(self._read)
+                for line in log:
+                    if not line.endswith(b"\n"):
+                        break  # it is being written
+                    self._read += len(line)
+                    method, _, sent, _, uri = line.decode(errors="replace").split(" ", 4)
+                    self._seen["LIST" if "list-type" in uri else method] += 1
+                    self._seen["bytes"] += int(sent)
+        return self._seen.copy()
 
 
 @contextlib.contextmanager
-def endpoints(scratch: Path, names: list[str], url: str | None) -> Iterator[list[Endpoint]]:
-    """The endpoints that a run asks for, by name; `url` is the user's own, whose credentials are in the environment."""
+def endpoints(scratch: Path, names: list[str], url: str | None, buckets: list[str]) -> Iterator[list[Endpoint]]:
+    """The endpoints that a run asks for, by name, with empty `buckets`.
+
+    `url` is the user's own: its credentials are in the environment, and it has its bucket.
+    """
     if url is not None:
         yield [Endpoint("given", url, {"AWS_DEFAULT_REGION": REGION, **_user_environment()})]
         return
     with contextlib.ExitStack() as stack:
         gateway = stack.enter_context(running_gateway(_fresh(scratch / "gateway")))
+        for bucket in buckets:
+            witness(gateway).make_bucket(bucket)
         direct = Endpoint("direct", gateway.endpoint_url, gateway.environment())
         found = [direct]
         if "shaped" in names:
@@ -105,6 +119,19 @@ def shaped(direct: Endpoint, directory: Path) -> Iterator[Endpoint]:
     command = (nginx, "-p", str(directory), "-e", str(directory / "error.log"), "-c", str(config))
     with running_server(command, port, os.environ, directory):
         yield Endpoint("shaped", f"http://127.0.0.1:{port}", direct.environment, log)
+
+
+def raw_client(endpoint: Endpoint, bucket: str) -> S3Store:
+    """obstore, as anybody would use it."""
+    user = endpoint.environment
+    return S3Store(
+        bucket,
+        endpoint=endpoint.url,
+        access_key_id=user["AWS_ACCESS_KEY_ID"],
+        secret_access_key=user["AWS_SECRET_ACCESS_KEY"],
+        region=user["AWS_DEFAULT_REGION"],
+        client_options={"allow_http": True},
+    )
 
 
 def _fresh(directory: Path) -> Path:

@@ -10,7 +10,6 @@ import os
 import random
 import subprocess
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -301,7 +300,8 @@ def write_streams(root: Path, size: int, streams: int, tag: str) -> tuple[Sample
                 file.write(body[at : at + MIB])
 
     began = time.perf_counter()
-    _together(write, paths)
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(write, paths))
     seconds = time.perf_counter() - began
     return Sample(streams, len(body) * streams, seconds), dict.fromkeys(paths, body)
 
@@ -343,24 +343,3 @@ def checkpoint(root: Path, size: int, tag: str) -> tuple[Sample, dict[str, bytes
             raise WrongBytesError(path)
 
     return Sample(1, size, seconds, [], check), {path: safetensors.numpy.save(tensors)}
-
-
-def _together(work: Callable[[str], None], items: Sequence[str]) -> None:
-    if len(items) == 1:
-        work(items[0])
-        return
-    errors: list[BaseException] = []
-
-    def guarded(item: str) -> None:
-        try:
-            work(item)
-        except BaseException as error:  # noqa: BLE001 - raised below, where the others have ended
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(item,)) for item in items]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]

