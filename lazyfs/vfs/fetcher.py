@@ -132,7 +132,8 @@ class Fetcher:
     async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
         loaded = await self._cache.load(oid, extent)
         found = dict(loaded.blocks)
-        self._cache.admit(oid, found, len(loaded.whole), to_disk=False, whole=loaded.whole)
+        if found:
+            self._cache.admit(oid, found, len(loaded.whole), to_disk=False, whole=loaded.whole)
         missing = [block for block in extent if block not in found]
         for run in plan_extents(missing, self._extent_blocks):
             found |= await self._get(ticket, oid, size, run)
