@@ -1,7 +1,7 @@
 """How fast a million names arrive, are walked, and are there again after a remount.
 
-``scripts/bench namespace [--keys 1000000] [--latency-ms 50]`` lists a stand-in bucket (`bench.list_server`) with obstore
-and with lazyfs in one run, and prints a Markdown table. Nothing is left mounted or running.
+``scripts/bench namespace [--keys 1000000] [--latency-ms 50]`` lists a stand-in bucket (`bench.list_server`) by obstore
+and by lazyfs in one run, and prints a Markdown table. Nothing is left mounted or running.
 """
 
 from __future__ import annotations
