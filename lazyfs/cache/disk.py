@@ -24,7 +24,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -35,7 +35,8 @@ import diskcache
 import trio
 from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW
 
-from lazyfs.cache.blockfile import HEADER_BYTES, NOTHING, Loaded, encode_block, read_block
+from lazyfs.cache.blockfile import NOTHING, RUN_BLOCKS, Loaded, StoredRun, encode_run, open_run, private, write_run
+from lazyfs.core.ranges import plan_runs
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 
@@ -56,7 +57,7 @@ _FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 
 
 class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
-    """Stores a header and a buffer as one file, without joining them; knows no other type.
+    """Stores a header and buffers as one file, without joining them; knows no other type.
 
     What the database says is not believed: a mode that is not ours is refused, and so is a file name that was not made
     here, or a planted row could have any file read or removed.
@@ -70,17 +71,17 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
         filename = f"{name[:2]}/{name[2:]}.val"
         return filename, os.path.join(self._directory, filename)
 
-    def store(self, value: tuple[bytes, Buffer], read: bool, key: Any = None) -> tuple[int, int, str | None, Any]:
-        header, data = value
-        if len(header) + len(data) < _INLINE_BYTES:
-            return 0, MODE_RAW, None, sqlite3.Binary(header + data)
+    def store(self, value: list[Buffer], read: bool, key: Any = None) -> tuple[int, int, str | None, Any]:
+        size = sum(map(len, value))
+        if size < _INLINE_BYTES:
+            return 0, MODE_RAW, None, sqlite3.Binary(b"".join(value))
         filename, path = self.filename()
         try:
-            self._write(path, value)
+            write_run(path, value)
         except BaseException:
             self.remove(filename)  # half a file would take the room that is missing
             raise
-        return len(header) + len(data), MODE_BINARY, filename, None
+        return size, MODE_BINARY, filename, None
 
     def fetch(self, mode: int, filename: str, value: Any, read: bool) -> bytes | BinaryIO:
         """The value, or the open file that holds it."""
@@ -102,16 +103,6 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
         if not raw:
             raise ValueError("not a block")
         return bytes(key)
-
-    def _write(self, path: str, pieces: Iterable[Buffer]) -> None:
-        """A new file for its owner alone."""
-        for _ in range(2):
-            with contextlib.suppress(FileNotFoundError), open(path, "xb", opener=_private) as file:
-                file.writelines(pieces)
-                return
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(os.path.dirname(path), 0o700)
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._directory)
 
 
 class _Cache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
@@ -194,8 +185,8 @@ class DiskTier:
         """Bytes on disk now."""
         return await self._call(lambda: self._guard(lambda cache: int(cache.volume()), 0))
 
-    async def get_many(self, oid: ObjectId, blocks: Sequence[int]) -> Loaded:
-        """Those of `blocks` (ascending) that are here and whole. Never raises."""
+    async def get_many(self, oid: ObjectId, blocks: range) -> Loaded:
+        """Those of `blocks`, which follow each other, that are here and whole. Never raises."""
         found = await self._call(lambda: self._guard(lambda cache: self._get(cache, oid, blocks), NOTHING))
         self._stats.add("cache.disk.hit_blocks", len(found.blocks))
         self._stats.add("cache.disk.hit_bytes", len(found.whole))
@@ -246,39 +237,58 @@ class DiskTier:
             with contextlib.suppress(trio.RunFinishedError):  # the mount ended without waiting for us
                 token.run_sync_soon(self._written, batch)
 
-    def _get(self, cache: _Cache, oid: ObjectId, blocks: Iterable[int]) -> Loaded:
-        with contextlib.ExitStack() as stack:
-            stored: dict[int, tuple[bytes, bytes | BinaryIO, int]] = {}
-            for block in blocks:
-                identity = self._identity(oid, block)
-                value = self._stored(cache, identity)
-                if value is None:
-                    continue
-                if not isinstance(value, bytes):
-                    stack.enter_context(value)
-                size = len(value) if isinstance(value, bytes) else os.fstat(value.fileno()).st_size
-                stored[block] = identity, value, max(0, size - HEADER_BYTES - len(identity))
-            whole = memoryview(bytearray(sum(size for _, _, size in stored.values())))
+    def _get(self, cache: _Cache, oid: ObjectId, blocks: range) -> Loaded:
+        with contextlib.ExitStack() as files:
+            held = list(self._held(cache, oid, blocks, files))
+            sizes = [run.sizes(part) for _, part, run in held]
+            whole = memoryview(bytearray(sum(map(sum, sizes))))
             found: dict[int, Buffer] = {}
             start = 0
-            for block, (identity, value, size) in stored.items():
-                data = whole[start : start + size]
-                if read_block(identity, value, data):
-                    found[block] = data.toreadonly()
+            for (first, part, run), part_sizes in zip(held, sizes, strict=True):
+                if not run.read(part, whole[start : start + sum(part_sizes)]):
+                    self._drop_damaged(cache, oid, first)
+                    continue
+                for block, size in zip(part, part_sizes, strict=True):
+                    found[first + block] = whole[start : start + size].toreadonly()
                     start += size
-                else:
-                    self._stats.add("cache.disk.damaged_blocks")
-                    self._tell("damaged", f"damaged block {block} of {oid.key!r} dropped; more are only counted")
-                    cache.delete(_key(identity))
         return Loaded(found, whole[:start].toreadonly())
 
-    @staticmethod
-    def _stored(cache: _Cache, identity: bytes) -> bytes | BinaryIO | None:
+    def _held(
+        self, cache: _Cache, oid: ObjectId, blocks: range, files: contextlib.ExitStack
+    ) -> Iterator[tuple[int, range, StoredRun]]:
+        """The values that hold some of `blocks`: the first block of each, which of its blocks (counted from that) are
+        wanted, and the value. What begins at a multiple of RUN_BLOCKS may hold the blocks after it."""
+        for first in range(blocks.start - blocks.start % RUN_BLOCKS, blocks.stop, RUN_BLOCKS):
+            wanted = range(max(first, blocks.start), min(first + RUN_BLOCKS, blocks.stop))
+            run = self._stored(cache, oid, first, files)
+            held = first + len(run) if run is not None else first + 1
+            if run is not None and held > wanted.start:
+                yield first, range(wanted.start - first, min(held, wanted.stop) - first), run
+            for block in range(max(wanted.start, held), wanted.stop):
+                single = self._stored(cache, oid, block, files)
+                if single is not None:
+                    yield block, range(1), single
+
+    def _stored(self, cache: _Cache, oid: ObjectId, first: int, files: contextlib.ExitStack) -> StoredRun | None:
+        """The value that begins with block `first`; its file is closed with `files`."""
+        identity = self._identity(oid, first)
         try:
             value: bytes | BinaryIO | None = cache.get(_key(identity), read=True)
         except (ValueError, TypeError):  # a row that is not ours
-            return b""
-        return value
+            value = b""
+        if value is None:
+            return None
+        if not isinstance(value, bytes):
+            files.enter_context(value)
+        run = open_run(identity, value)
+        if run is None:
+            self._drop_damaged(cache, oid, first)
+        return run
+
+    def _drop_damaged(self, cache: _Cache, oid: ObjectId, first: int) -> None:
+        self._stats.add("cache.disk.damaged_blocks")
+        self._tell("damaged", f"damaged block {first} of {oid.key!r} dropped; more are only counted")
+        cache.delete(_key(self._identity(oid, first)))
 
     def _put(self, cache: _Cache, batch: Sequence[_Pending], size: int) -> None:
         usage, volume = shutil.disk_usage(self._directory), cache.volume()
@@ -304,9 +314,10 @@ class DiskTier:
         with cache.transact():
             try:
                 for one in batch:
-                    for block, data in one.blocks.items():
-                        identity = self._identity(one.oid, block)
-                        cache.set(_key(identity), (encode_block(identity, data), data))
+                    for run in plan_runs(one.blocks, RUN_BLOCKS):
+                        identity = self._identity(one.oid, run.start)
+                        pieces = [one.blocks[block] for block in run]
+                        cache.set(_key(identity), [encode_run(identity, pieces), *pieces])
             except Exception as error:  # noqa: BLE001 - raised below, after the commit
                 failure = error
         if failure is not None:
@@ -347,7 +358,7 @@ class DiskTier:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = self._directory / DBNAME
         # SQLite gives its other files the mode of this one; an empty file is an empty database.
-        os.close(_private(os.fspath(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
+        os.close(private(os.fspath(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
         self._database = _file_id(database)
         self._cache = _Cache(
             os.fspath(self._directory),
@@ -421,10 +432,6 @@ class DiskTier:
 
 def _key(identity: bytes) -> bytes:
     return blake2b(identity, digest_size=20).digest()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _file_id(path: Path) -> _FileId | None:

@@ -6,8 +6,6 @@ for many blocks at once (`load`). What arrives from anywhere goes through `admit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lazyfs.cache.blockfile import NOTHING, Loaded
 from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
@@ -29,7 +27,7 @@ class TieredCache:
         """Neighbouring blocks in one piece, if memory has them so."""
         return self.memory.run(oid, blocks)
 
-    async def load(self, oid: ObjectId, blocks: Sequence[int]) -> Loaded:
+    async def load(self, oid: ObjectId, blocks: range) -> Loaded:
         """Those of `blocks` that the disk has. Never raises; empty without a disk, and then without waiting."""
         return await self.disk.get_many(oid, blocks) if self.disk is not None else NOTHING
 

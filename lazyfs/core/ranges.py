@@ -34,3 +34,19 @@ def plan_extents(blocks: Iterable[int], max_blocks: int) -> list[range]:
         else:
             extents.append(range(block, block + 1))
     return extents
+
+
+def plan_runs(blocks: Iterable[int], max_blocks: int) -> list[range]:
+    """Runs of neighbouring blocks, each to be stored as one value: of up to `max_blocks` where one begins at a multiple
+    of that, of one block elsewhere. So whoever looks for a block looks in two places at most.
+
+    `blocks` is ascending without repeats; every block is in exactly one run.
+    """
+    runs: list[range] = []
+    for block in blocks:
+        last = runs[-1] if runs else None
+        if last is not None and last.stop == block and last.start % max_blocks == 0 and block % max_blocks != 0:
+            runs[-1] = range(last.start, block + 1)
+        else:
+            runs.append(range(block, block + 1))
+    return runs

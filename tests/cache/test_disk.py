@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.cache import disk
-from lazyfs.cache.blockfile import HEADER_BYTES, encode_block, read_block
+from lazyfs.cache.blockfile import RUN_BLOCKS, encode_run, open_run
 from lazyfs.cache.disk import RETRY_S, DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
+from lazyfs.core.ranges import plan_extents
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 
@@ -76,22 +77,29 @@ async def put(tier: DiskTier, blocks: dict[int, Buffer], oid: ObjectId = OID) ->
     await tier._idle.wait()
 
 
-async def got(tier: DiskTier, oid: ObjectId, blocks: Sequence[int]) -> dict[int, Buffer]:
+async def got(tier: DiskTier, oid: ObjectId, blocks: Iterable[int]) -> dict[int, Buffer]:
     """What the tier has of `blocks`."""
-    loaded = await tier.get_many(oid, blocks)
-    assert loaded.whole == b"".join(loaded.blocks.values()), "the views lie one after the other"
-    return dict(loaded.blocks)
+    found: dict[int, Buffer] = {}
+    for extent in plan_extents(blocks, 1000):
+        loaded = await tier.get_many(oid, extent)
+        assert loaded.whole == b"".join(loaded.blocks.values()), "the views lie one after the other"
+        assert list(loaded.blocks) == sorted(loaded.blocks)
+        found |= loaded.blocks
+    return found
 
 
-def decode_block(identity: bytes, value: bytes) -> bytes | None:
-    """The data of a stored value, read as an inline row and as a file, if it is whole."""
-    found = []
+def decode(identity: bytes, value: bytes, blocks: range) -> bytes | None:
+    """The data of `blocks` in a stored value, read as an inline row and as a file, if it is whole."""
+    found: list[bytes | None] = []
     for inline in (True, False):
-        data = bytearray(max(0, len(value) - HEADER_BYTES - len(identity)))
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(value)
-            whole = read_block(identity, value if inline else file, memoryview(data))  # type: ignore[arg-type]
-            found.append(bytes(data) if whole else None)
+            run = open_run(identity, value if inline else file)  # type: ignore[arg-type]
+            if run is None or blocks.stop > len(run):
+                found.append(None)
+                continue
+            data = bytearray(sum(run.sizes(blocks)))
+            found.append(bytes(data) if run.read(blocks, memoryview(data)) else None)
     assert found[0] == found[1]
     return found[0]
 
@@ -142,6 +150,26 @@ async def test_a_later_value_replaces_the_earlier(room: Room) -> None:
         await put(tier, {1: block(2)})
         assert await got(tier, OID, [1]) == {1: block(2)}
         assert len(room.values()) == 1
+
+
+async def test_neighbouring_blocks_are_one_file(room: Room) -> None:
+    async with room.tier() as tier:
+        await put(tier, {number: block(number) for number in range(2, 10)})
+        assert len(room.values()) == 4, "2, 3, 4-7 and 8-9: whoever looks for a block looks in two places at most"
+        for first in range(11):
+            for stop in range(first + 1, 12):
+                wanted = range(first, stop)
+                assert await got(tier, OID, wanted) == {n: block(n) for n in wanted if 2 <= n < 10}
+
+
+@pytest.mark.parametrize("order", [[(4, 8), (4, 5)], [(4, 5), (4, 8)], [(5, 7), (4, 6)], [(6, 8), (0, 7), (7, 9)]])
+async def test_runs_that_overlap_are_right_whichever_came_first(room: Room, order: list[tuple[int, int]]) -> None:
+    async with room.tier() as tier:
+        for number, (start, stop) in enumerate(order):
+            await put(tier, {n: block(n, 9000) for n in range(start, stop)})
+            found = await got(tier, OID, range(12))
+            assert found == {n: block(n, 9000) for n in found}
+            assert found.keys() >= set(range(start, stop)), f"what was put last is there ({number})"
 
 
 async def test_two_tiers_share_one_directory(room: Room) -> None:
@@ -276,16 +304,21 @@ async def test_also_after_an_open_that_failed(room: Room, connections: list[_Con
 # -- damage -------------------------------------------------------------------------------------------------------
 
 
-@given(st.binary(max_size=40), st.binary(max_size=40), st.data())
-def test_a_changed_value_is_never_taken_for_the_block(identity: bytes, content: bytes, data: st.DataObject) -> None:
-    value = encode_block(identity, content) + content
-    assert decode_block(identity, value) == content
+@given(st.binary(max_size=40), st.lists(st.binary(max_size=40), min_size=1, max_size=RUN_BLOCKS), st.data())
+def test_a_changed_value_is_never_taken_for_the_blocks(
+    identity: bytes, contents: list[bytes], data: st.DataObject
+) -> None:
+    whole = range(len(contents))
+    value = encode_run(identity, contents) + b"".join(contents)
+    start = data.draw(st.integers(0, len(contents) - 1))
+    part = range(start, data.draw(st.integers(start + 1, len(contents))))
+    assert decode(identity, value, part) == b"".join(contents[part.start : part.stop])
     at = data.draw(st.integers(0, len(value) - 1))
     flip = data.draw(st.integers(1, 255))
-    assert decode_block(identity, value[:at] + bytes([value[at] ^ flip]) + value[at + 1 :]) is None
-    assert decode_block(identity, value[:at]) is None
-    assert decode_block(identity, value + b"x") is None
-    assert decode_block(identity + b"x", value) is None
+    assert decode(identity, value[:at] + bytes([value[at] ^ flip]) + value[at + 1 :], whole) is None
+    assert decode(identity, value[:at], part) is None
+    assert decode(identity, value + b"x", part) is None
+    assert decode(identity + b"x", value, part) is None
 
 
 @warns
@@ -327,6 +360,21 @@ async def test_a_value_that_was_removed_is_a_miss(room: Room) -> None:
         assert await got(tier, OID, [1]) == {}
         await put(tier, {1: block(1)})
         assert await got(tier, OID, [1]) == {1: block(1)}
+
+
+@warns
+@pytest.mark.parametrize("at", [0, 4, 20, 60, 15_000])
+async def test_one_damaged_block_of_several_costs_only_its_own_file(room: Room, at: int) -> None:
+    async with room.tier() as tier:
+        await put(tier, {number: block(number) for number in range(8)})
+        path = room.values()[0]
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+        found = await got(tier, OID, range(8))
+        assert found == {number: block(number) for number in found}
+        assert sorted(found) in ([0, 1, 2, 3], [4, 5, 6, 7])
+        assert len(room.values()) == 1
 
 
 @warns
@@ -501,9 +549,9 @@ async def test_what_was_stored_before_a_failure_stays(room: Room, monkeypatch: p
 
     monkeypatch.setattr(disk._BytesDisk, "store", fails_once)
     async with room.tier() as tier:
-        await put(tier, {number: block(number) for number in range(4)})
+        await put(tier, {number: block(number) for number in range(1, 8, 2)})
         room.clock.now_s += RETRY_S
-        assert await got(tier, OID, range(4)) == {number: block(number) for number in range(2)}
+        assert await got(tier, OID, range(8)) == {1: block(1), 3: block(3)}
         assert len(room.values()) == 2
 
 

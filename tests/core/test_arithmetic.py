@@ -21,7 +21,7 @@ from lazyfs.core.parts import (
     PartSizes,
     multipart_etag,
 )
-from lazyfs.core.ranges import block_range, blocks_of, plan_extents
+from lazyfs.core.ranges import block_range, blocks_of, plan_extents, plan_runs
 from lazyfs.core.types import ANY, Condition, ObjectId, ObjectInfo, Part, Range
 from lazyfs.core.units import format_duration, format_size, parse_duration, parse_size
 
@@ -63,6 +63,17 @@ def test_extents_are_exactly_the_blocks_in_as_few_runs_as_allowed(blocks: set[in
     assert all(1 <= len(extent) <= max_blocks for extent in extents)
     for left, right in pairwise(extents):
         assert left.stop < right.start or len(left) == max_blocks
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(1, 9))
+def test_runs_begin_where_one_looks_for_them(blocks: set[int], max_blocks: int) -> None:
+    runs = plan_runs(sorted(blocks), max_blocks)
+    assert [block for run in runs for block in run] == sorted(blocks)
+    for run in runs:
+        assert len(run) == 1 or (run.start % max_blocks == 0 and len(run) <= max_blocks)
+    for left, right in pairwise(runs):
+        goes_on = left.stop == right.start and left.start % max_blocks == 0 and len(left) < max_blocks
+        assert not goes_on, "what could be in one run is"
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
