@@ -153,6 +153,16 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
             self.delete(_key(_identity(scope, oid, first)))
         return Loaded(found, memory[:at].toreadonly()), damaged
 
+    def missing(self, scope: str, oid: ObjectId, blocks: range) -> list[int]:
+        """Those of `blocks` that are not here; what is damaged counts as here until it is loaded."""
+        with contextlib.ExitStack() as files:
+
+            def value(first: int) -> _Value | None:
+                return self._value(_identity(scope, oid, first), first, files, [])
+
+            held = {one.first + block for one, part in _holding(blocks, value) for block in part}
+        return [block for block in blocks if block not in held]
+
     def store(self, scope: str, batch: Iterable[tuple[ObjectId, Mapping[int, Buffer]]]) -> None:
         """Store blocks (ascending) in one transaction, up to what fails: what was stored before that stays."""
         failure: Exception | None = None

@@ -121,6 +121,20 @@ class DiskTier:
         self._stats.add("cache.disk.hit_bytes", len(found.whole))
         return found
 
+    async def missing(self, wanted: Sequence[tuple[ObjectId, range]]) -> list[list[int]]:
+        """For each object, those of its blocks that are not here: all of them while the disk is in trouble."""
+        return await self._call(
+            lambda: self._guard(
+                lambda cache: [cache.missing(self._scope, oid, blocks) for oid, blocks in wanted],
+                [list(blocks) for _, blocks in wanted],
+            )
+        )
+
+    @property
+    def is_on(self) -> bool:
+        """False while the disk is in trouble: nothing is found, and nothing kept."""
+        return self._clock() >= self._off_until_s
+
     @property
     def pending_bytes(self) -> int:
         """Bytes that wait to be written."""

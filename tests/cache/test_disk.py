@@ -145,6 +145,20 @@ async def test_neighbouring_blocks_are_one_file(room: Room) -> None:
                 assert await got(tier, OID, wanted) == {n: block(n) for n in wanted if 2 <= n < 10}
 
 
+@warns
+async def test_what_is_missing_is_known_without_reading_it(room: Room) -> None:
+    async with room.tier() as tier:
+        await put(tier, {n: block(n) for n in (0, 1, 5, 8, 9, 10)})
+        other = ObjectId("other", "e")
+        assert await tier.missing([(OID, range(12)), (other, range(2))]) == [[2, 3, 4, 6, 7, 11], [0, 1]]
+        assert room.stats.get("cache.disk.hit_blocks") == 0
+        room.path.rename(room.path.with_name("away"))
+        assert await tier.missing([(OID, range(12))]) == [list(range(12))]
+        assert not tier.is_on
+        room.clock.now_s += RETRY_S
+        assert tier.is_on
+
+
 @pytest.mark.parametrize("order", [[(4, 8), (4, 5)], [(4, 5), (4, 8)], [(5, 7), (4, 6)], [(6, 8), (0, 7), (7, 9)]])
 async def test_runs_that_overlap_are_right_whichever_came_first(room: Room, order: list[tuple[int, int]]) -> None:
     async with room.tier() as tier:
