@@ -94,7 +94,10 @@ class Fetcher:
         return found
 
     def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
-        """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises."""
+        """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises.
+
+        They are asked for in their order, ascending or descending: the first are needed first.
+        """
         missing = [
             block for block in blocks if (oid, block) not in self._flights and self._cache.resident(oid, block) is None
         ]

@@ -218,6 +218,17 @@ async def test_the_read_itself_does_not_wait_for_what_is_fetched_ahead() -> None
         assert sorted(room.store.spans()) == [(0, 8), (8, 16), (16, 40)]
 
 
+async def test_for_a_backward_reader_extents_begin_at_the_near_end() -> None:
+    async with small(policy=ReadAheadPolicy(first_window=60, max_window=100, step=60, bridge=8)) as room:
+        file = room.open(400)
+        for start in (300, 292, 284):  # block 35 is in demand, and the range ahead ends inside it
+            await room.reader.read(file, Range(start, start + 8))
+        await room.settle()
+        assert set(room.store.spans()[-3:]) == {(280, 288), (248, 280), (216, 248)}  # cut from the near end
+        file.readahead = ReadAhead(NONE)
+        assert await room.reader.read(file, Range(240, 308)) == pattern(240, 308)
+
+
 async def test_the_end_of_the_file_and_beyond() -> None:
     async with small() as room:
         file = room.open(20)
