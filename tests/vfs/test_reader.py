@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
+from lazyfs.core.concurrency import Concurrency
 from lazyfs.core.errors import AccessDeniedError, LazyfsError, StaleError, UnreachableError
 from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
 from lazyfs.core.stats import Stats
@@ -25,7 +26,7 @@ from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.flight import AbandonedError
 from lazyfs.vfs.reader import OpenObject, Reader
-from lazyfs.vfs.slots import Slots
+from lazyfs.vfs.slots import Slots, Urgency
 from tests.vfs.stores import ScriptedStore
 
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
@@ -77,13 +78,13 @@ async def bench(
     block: int = BLOCK,
     extent: int = EXTENT,
     whole: int = WHOLE,
-    slots: tuple[int, int] = (32, 24),
+    slots: int = 32,
     disk: DiskTier | None = None,
     policy: ReadAheadPolicy | None = None,
 ) -> AsyncIterator[Bench]:
     stats, memory, stale = Stats(), MemoryTier(budget_bytes=budget), list[ObjectId]()
     store, cache = store or ScriptedStore(), TieredCache(memory=memory, disk=disk)
-    tickets = Slots(total=slots[0], hints=slots[1])
+    tickets = Slots(Concurrency.fixed(slots))
     async with trio.open_nursery() as nursery:
         fetcher = Fetcher(
             store=store,
@@ -379,7 +380,7 @@ async def test_hints_for_which_there_is_no_memory_are_dropped() -> None:
 
 
 async def test_hints_never_hold_up_demand() -> None:
-    async with small(slots=(2, 1)) as room:
+    async with small(slots=2) as room:
         file, held = room.open(400), room.store.hold("get")
         for start in (0, 4, 8):
             room.fetcher.prefetch(file.oid, file.size, range(start, start + 4))
@@ -397,18 +398,18 @@ async def test_hints_never_hold_up_demand() -> None:
 
 
 async def test_a_hint_becomes_demand_when_a_reader_arrives() -> None:
-    async with small(slots=(2, 1)) as room:
+    async with small(slots=2) as room:
         file, held = room.open(400), room.store.hold("get")
         for start in (0, 4, 8):
             room.fetcher.prefetch(file.oid, file.size, range(start, start + 4))
         await trio.testing.wait_all_tasks_blocked()
-        waiting = room.slots._waiting.copy()
+        waiting = room.slots._waiting[Urgency.AHEAD].copy()
         last = next(flight for (_, block), flight in room.fetcher._flights.items() if flight.ticket is waiting[-1])
         block = next(block for (_, block), flight in room.fetcher._flights.items() if flight is last)
         room.nursery.start_soon(room.reader.read, file, Range(block * 8, block * 8 + 4))
         await trio.testing.wait_all_tasks_blocked()
         assert room.store.now["get"] == 2  # it overtook the other hint
-        assert waiting[-1] not in room.slots._waiting
+        assert waiting[-1] not in room.slots._waiting[Urgency.DEMAND]
         held.set()
         await trio.testing.wait_all_tasks_blocked()
         assert room.store.calls["get"] == 3  # and nothing is asked for twice
