@@ -27,6 +27,7 @@ from lazyfs.config.endpoint import s3_settings
 from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
+from lazyfs.core.concurrency import HIGHEST, Concurrency
 from lazyfs.core.errors import ControlError, StartupError, StoreError, first_error
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
@@ -62,8 +63,7 @@ WHOLE_OBJECT_BYTES = 1024**2
 MAX_WINDOW = 64 * 1024**2
 """How far ahead of a sequential reader: sixteen extents keep sixteen connections busy, which fill 900 MB/s."""
 CONNECTIONS = 32
-HINT_CONNECTIONS = 24
-"""Demand always finds eight connections that no read-ahead holds."""
+"""Of boto3 and of LIST each. Range GETs have their own, as many as core.concurrency finds to help."""
 IMPORT_WORKERS = 16
 """LIST requests at a time; half of the connections stay for what programs wait for."""
 STARTUP_DEADLINE_S = 10.0
@@ -100,6 +100,7 @@ class _Mount:
     cache: TieredCache
     filesystem: FileSystem
     session: Session
+    slots: Slots
     started_s: float
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +124,7 @@ class _Mount:
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
             },
+            "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
             "stats": dict(self.stats.snapshot()),
             "skipped_keys": self.namespace.skipped_keys,
             "endpoint_supports": asdict(self.store.capabilities),
@@ -170,9 +172,18 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
             await _settle_capabilities(bare, config, index)
             await index.remove_local()
             async with trio.open_nursery() as background, _disk(config, stats) as disk:
-                store = Retrying(bare, backoff=Backoff(deadline_s=REQUEST_DEADLINE_S), stats=stats)
+                slots = Slots(Concurrency())
+                backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
+                store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
                 mount = _build(
-                    config, stats=stats, bare=bare, store=store, index=index, disk=disk, background=background
+                    config,
+                    stats=stats,
+                    bare=bare,
+                    store=store,
+                    slots=slots,
+                    index=index,
+                    disk=disk,
+                    background=background,
                 )
                 await _serve(mount, on_ready, on_progress, background)
                 background.cancel_scope.cancel()
@@ -280,6 +291,7 @@ def _build(
     stats: Stats,
     bare: S3Store,
     store: Store,
+    slots: Slots,
     index: Index,
     disk: DiskTier | None,
     background: trio.Nursery,
@@ -302,7 +314,7 @@ def _build(
         store=store,
         cache=cache,
         nursery=background,
-        slots=Slots(total=CONNECTIONS, hints=HINT_CONNECTIONS),
+        slots=slots,
         block_size=BLOCK_SIZE,
         extent_size=min(EXTENT_SIZE, config.cache.memory // 8),
         on_stale=namespace.expire_key,
@@ -339,11 +351,11 @@ def _build(
         source=config.bucket.name,
         allow_other=config.mount.allow_other,
     )
-    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, time.time())
+    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, time.time())
 
 
 def _settings(config: Config) -> S3Settings:
-    return s3_settings(config.bucket, max_connections=CONNECTIONS)
+    return s3_settings(config.bucket, max_connections=CONNECTIONS, bulk_connections=HIGHEST)
 
 
 def _policy(config: Config, capabilities: Capabilities) -> Policy:

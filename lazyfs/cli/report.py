@@ -76,6 +76,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
+    if connections := report.get("connections"):
+        yield "reading", f"{connections['in_flight']} requests in flight, at most {connections['limit']} now"
     if report.get("open_handles"):
         yield "open", f"{report['open_handles']:,} files"
     if report.get("pending_uploads"):
