@@ -46,6 +46,7 @@ from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
+from lazyfs.vfs.preloader import Preloader
 from lazyfs.vfs.procfs import still_open
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.slots import Slots
@@ -101,6 +102,7 @@ class _Mount:
     filesystem: FileSystem
     session: Session
     slots: Slots
+    preloader: Preloader | None
     started_s: float
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +122,7 @@ class _Mount:
             "bytes": size,
             "open_handles": len(self.filesystem.handles),
             "import": _progress_of(self.namespace),
+            "preload": None if self.preloader is None else asdict(self.preloader.progress),
             "cache": {
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
@@ -245,8 +248,7 @@ async def _serve(mount: _Mount, on_ready: Callable[[], None], on_progress: Progr
             socket = registry.socket_path(config.mount.mountpoint)
             verbs = {"status": mount.status, "export": mount.export}
             await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
-            if config.cache.import_mode != "wait":
-                background.start_soon(_import, namespace)
+            background.start_soon(_bring_in, mount)
             on_ready()
             log.info("%s is mounted at %s", config.bucket.name, config.mount.mountpoint)
     finally:
@@ -273,6 +275,14 @@ async def _stop_on_signal(session: Session, *, task_status: trio.TaskStatus[None
         async for received in signals:
             log.info("%s: unmounting", signal.Signals(received).name)
             session.stop()
+
+
+async def _bring_in(mount: _Mount) -> None:
+    """The listing, if nobody has waited for it, and with `--preload` all data."""
+    if mount.config.cache.import_mode != "wait":
+        await _import(mount.namespace)
+    if mount.preloader is not None:
+        await mount.preloader.run()
 
 
 async def _import(namespace: Namespace) -> None:
@@ -351,7 +361,10 @@ def _build(
         source=config.bucket.name,
         allow_other=config.mount.allow_other,
     )
-    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, time.time())
+    preloader = None
+    if config.cache.preload and disk is not None:
+        preloader = Preloader(namespace=namespace, fetcher=fetcher, disk=disk)
+    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, preloader, time.time())
 
 
 def _settings(config: Config) -> S3Settings:

@@ -134,6 +134,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "memory": ("512MiB", 512 * 1024**2),
     "metadata-ttl": ("5m", 300.0),
     "import": ("wait", "wait"),
+    "preload": ("true", True),
     "index": ("s3://shared/train.idx", "s3://shared/train.idx"),
     "events": ("sqs:http://127.0.0.1:1/2/q", "sqs:http://127.0.0.1:1/2/q"),
     "part-size": ("16MiB", 16 * 1024**2),

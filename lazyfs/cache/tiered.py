@@ -32,7 +32,14 @@ class TieredCache:
         return await self.disk.get_many(oid, blocks) if self.disk is not None else NOTHING
 
     def admit(
-        self, oid: ObjectId, blocks: dict[int, Buffer], size: int, *, to_disk: bool, whole: memoryview | None = None
+        self,
+        oid: ObjectId,
+        blocks: dict[int, Buffer],
+        size: int,
+        *,
+        to_disk: bool,
+        to_memory: bool = True,
+        whole: memoryview | None = None,
     ) -> None:
         """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation; `whole` is it,
         if it holds them in their order and nothing else.
@@ -40,7 +47,8 @@ class TieredCache:
         What waits to be written to disk is held in memory, so it is reserved there: at most half of the budget, and
         what exceeds that is not written. Writing never makes a reader wait.
         """
-        self.memory.put(oid, blocks, size, whole)
+        if to_memory:
+            self.memory.put(oid, blocks, size, whole)
         if not to_disk or self.disk is None:
             return
         if self.disk.pending_bytes + size <= self.memory.budget_bytes // 2 and self.memory.try_reserve(size):
