@@ -1,10 +1,11 @@
-"""The same training over three ways to its data, one after the other.
+"""The same training over four ways to its data, one after the other.
 
 - *File mode*, as SageMaker calls it: download everything to the local disk, then train from there.
 - *Lazy, first run*: mount with an empty cache and train at once.
+- *Lazy, first run, --preload*: the same, while the mount brings the rest in the background.
 - *Lazy, cached run*: the next job on this machine: the same cache directory, mounted again, and none of it in memory.
 
-All three know from the start which files they will read, as from a manifest; so the download needs no listing, while
+All know from the start which files they will read, as from a manifest; so the download needs no listing, while
 the mount still makes its own. The clock starts before the download or the mount, and stops after the last batch.
 Promises that nothing is left mounted and that the bucket is only read: the mounts are read-only.
 """
@@ -29,9 +30,10 @@ from lazyfs.core.stats import Stats
 from lazyfs.core.units import format_size
 
 FILE, FIRST, CACHED = "File mode", "lazyfs, first run", "lazyfs, cached run"
+PRELOADED = "lazyfs, first run, --preload"
 IN_MEMORY = ("tmpfs", "ramfs")
-ROOM = 2
-"""Times the size of the data that must be free: for the local copy, and for the cache with what surrounds it."""
+ROOM = 3
+"""Times the size of the data that must be free: for two caches, and what surrounds them."""
 LEAST_CACHE = 1024**3
 
 Tell = Callable[[str, int, int], None]
@@ -77,15 +79,16 @@ class Stage:
 
 
 def compare(stage: Stage) -> Comparison:
-    """Run the three modes. Raises LazyfsError: StartupError if something cannot begin, BenchError for a wrong byte."""
+    """Run the modes. Raises LazyfsError: StartupError if something cannot begin, BenchError for a wrong byte."""
     _check_room(stage)
     comparison = Comparison(scratch_filesystem=_filesystem_of(stage.scratch))
     if comparison.scratch_filesystem in IN_MEMORY:
         comparison.notes.append(f"the scratch directory is {comparison.scratch_filesystem}: SSD here means memory, too")
     comparison.outcomes.append(_file_mode(stage))
-    comparison.outcomes.append(_mounted_mode(stage, FIRST))
+    comparison.outcomes.append(_mounted_mode(stage, FIRST, "cache"))
+    comparison.outcomes.append(_mounted_mode(stage, PRELOADED, "cache-preload", "--preload"))
     drop_from_memory(stage.scratch / "cache")
-    comparison.outcomes.append(_mounted_mode(stage, CACHED))
+    comparison.outcomes.append(_mounted_mode(stage, CACHED, "cache"))
     return comparison
 
 
@@ -122,15 +125,15 @@ def _file_mode(stage: Stage) -> Outcome:
     return _outcome(FILE, setup_s, timeline, stats.snapshot(), ssd_bytes=from_disk, s3_served=0)
 
 
-def _mounted_mode(stage: Stage, mode: str) -> Outcome:
-    """Mount, then train; the cache directory stays for the next one."""
+def _mounted_mode(stage: Stage, mode: str, cache: str, *options: str) -> Outcome:
+    """Mount, then train; the directory `cache` stays for another mode."""
     mountpoint = stage.scratch / "mnt"
     mountpoint.mkdir(mode=0o700, exist_ok=True)
     where = f"{stage.bucket.name}/{stage.bucket.prefix}"
     os.sync()
     stage.tell(f"{mode}: mount", 0, 1)
     began_s = time.monotonic()
-    with mounted(where, mountpoint, *_mount_options(stage)):
+    with mounted(where, mountpoint, *_mount_options(stage, cache), *options):
         setup_s = time.monotonic() - began_s
         timeline = _train(stage, mountpoint, mode, began_s)
         counted = counters(mountpoint)
@@ -167,9 +170,9 @@ def _outcome(
     )
 
 
-def _mount_options(stage: Stage) -> list[str]:
-    cache_size = max(LEAST_CACHE, ROOM * stage.data.size)
-    own = ("--cache-dir", str(stage.scratch / "cache"), "--log-file", str(stage.scratch / "lazyfs.log"))
+def _mount_options(stage: Stage, cache: str) -> list[str]:
+    cache_size = max(LEAST_CACHE, 2 * stage.data.size)
+    own = ("--cache-dir", str(stage.scratch / cache), "--log-file", str(stage.scratch / "lazyfs.log"))
     return [*bucket_arguments(stage.bucket), "--read-only", "--cache-size", str(cache_size), *own]
 
 
