@@ -81,8 +81,8 @@ def modes(
     """Compare one training job over four ways to its data.
 
     File mode downloads everything and then trains; lazyfs mounts and trains at once, first with an empty cache, then
-    with --preload, then with what the first run left. Files are really read, by threads that work as those of a PyTorch DataLoader, and
-    every byte is checked; the accelerator is emulated by sleeping, as in MLPerf Storage.
+    with --preload, then with what the first run left. Files are really read, by threads that work as those of a PyTorch
+    DataLoader, and every byte is checked; the accelerator is emulated by sleeping, as in MLPerf Storage.
 
     Without BUCKET this starts an S3 server of its own on loopback. With BUCKET it reads what is there, and only reads.
     """

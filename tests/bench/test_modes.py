@@ -98,7 +98,7 @@ def listing(server: Server, bucket: str) -> dict[str, Any]:
 
 
 def by_mode(told: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    file, first, cached = told["modes"]
+    file, first, _preloaded, cached = told["modes"]
     return file, first, cached
 
 
@@ -112,7 +112,7 @@ def refused(done: Any, code: int, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_three_modes_on_a_server_of_its_own(shell: Shell) -> None:
+def test_the_modes_on_a_server_of_its_own(shell: Shell) -> None:
     png = shell.home / "modes.png"
     drawing = ("--png", png) if importlib.util.find_spec("matplotlib") else ()
     done = shell.modes("--files", "24", "--file-size", "16KiB", "--epochs", "2", "--json", shell.json, *drawing)
@@ -130,6 +130,7 @@ def test_three_modes_on_a_server_of_its_own(shell: Shell) -> None:
     file, first, cached = by_mode(told)
     assert file["bytes"]["s3"] == first["bytes"]["s3"] == 24 * 16 * 1024
     assert file["s3_requests"] == file["s3_requests_by_kind"]["get"] == 24
+    assert 24 * 16 * 1024 <= told["modes"][2]["bytes"]["s3"] <= 2 * 24 * 16 * 1024, "preload and readers share"
     assert cached["bytes"]["s3"] == 0
     assert cached["bytes"]["ssd"] == 24 * 16 * 1024
     assert "get" not in cached["s3_requests_by_kind"]
