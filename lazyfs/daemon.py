@@ -19,11 +19,15 @@ from typing import Any
 
 import trio
 
+from lazyfs.cache.bucket import CONNECTIONS as SHARED_CONNECTIONS
+from lazyfs.cache.bucket import BucketEngine
 from lazyfs.cache.disk import DiskTier
+from lazyfs.cache.engine import BucketAddress, Engine, RedisAddress, open_redis
 from lazyfs.cache.memory import MemoryTier
+from lazyfs.cache.shared import PENDING_FRACTION, shared_tier
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
-from lazyfs.config.endpoint import s3_settings
+from lazyfs.config.endpoint import s3_settings, shared_settings
 from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
@@ -122,6 +126,7 @@ class _Mount:
             "cache": {
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
+                "shared": None if self.cache.shared is None else self.cache.shared.status(),
             },
             "stats": dict(self.stats.snapshot()),
             "skipped_keys": self.namespace.skipped_keys,
@@ -169,10 +174,16 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
         async with opened_index(directory, _identity(config), snapshot=snapshot, stores=stores) as index:
             await _settle_capabilities(bare, config, index)
             await index.remove_local()
-            async with trio.open_nursery() as background, _disk(config, stats) as disk:
+            # What is shared outlives the cancelled background: its pending writes are sent before it ends.
+            async with (
+                _shared(config, stats) as shared,
+                trio.open_nursery() as background,
+                _disk(config, stats) as disk,
+            ):
                 store = Retrying(bare, backoff=Backoff(deadline_s=REQUEST_DEADLINE_S), stats=stats)
+                cache = TieredCache(memory=MemoryTier(budget_bytes=config.cache.memory), disk=disk, shared=shared)
                 mount = _build(
-                    config, stats=stats, bare=bare, store=store, index=index, disk=disk, background=background
+                    config, stats=stats, bare=bare, store=store, index=index, cache=cache, background=background
                 )
                 await _serve(mount, on_ready, on_progress, background)
                 background.cancel_scope.cancel()
@@ -281,12 +292,10 @@ def _build(
     bare: S3Store,
     store: Store,
     index: Index,
-    disk: DiskTier | None,
+    cache: TieredCache,
     background: trio.Nursery,
 ) -> _Mount:
     """Put the parts together; nothing runs yet."""
-    memory = MemoryTier(budget_bytes=config.cache.memory)
-    cache = TieredCache(memory=memory, disk=disk)
     namespace = Namespace(
         index=index,
         store=store,
@@ -313,7 +322,7 @@ def _build(
     def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
         return Writer(
             store=store,
-            memory=memory,
+            memory=cache.memory,
             nursery=background,
             key=key,
             content=content,
@@ -393,11 +402,35 @@ async def _disk(config: Config, stats: Stats) -> Any:
     if config.cache.directory is None:
         yield None
         return
-    scope = f"{config.bucket.endpoint_url or ''}\0{config.bucket.name}\0{BLOCK_SIZE}"
-    async with DiskTier(
-        directory=config.cache.directory / "blocks", limit_bytes=config.cache.size, scope=scope, stats=stats
-    ) as disk:
+    blocks, limit = config.cache.directory / "blocks", config.cache.size
+    async with DiskTier(directory=blocks, limit_bytes=limit, scope=_scope(config), stats=stats) as disk:
         yield disk
+
+
+@contextlib.asynccontextmanager
+async def _shared(config: Config, stats: Stats) -> Any:
+    """The tier that nodes share, or None."""
+    if config.cache.shared is None:
+        yield None
+        return
+    engine, pending = _engine(config, config.cache.shared), config.cache.memory // PENDING_FRACTION
+    async with shared_tier(
+        engine, scope=_scope(config), block_size=BLOCK_SIZE, max_pending_bytes=pending, stats=stats
+    ) as tier:
+        yield tier
+
+
+def _engine(config: Config, address: BucketAddress | RedisAddress) -> Engine:
+    if isinstance(address, RedisAddress):
+        return open_redis(address, ttl_s=config.cache.shared_ttl_s)
+    settings = shared_settings(config.bucket, address, max_connections=SHARED_CONNECTIONS)
+    blobs = open_s3_store(settings, stats=Stats())  # its requests are not those of the origin
+    return BucketEngine(blobs, where=address.where, prefix=address.prefix)
+
+
+def _scope(config: Config) -> str:
+    """What a block depends on besides its object's version."""
+    return f"{config.bucket.endpoint_url or ''}\0{config.bucket.name}\0{BLOCK_SIZE}"
 
 
 async def _settle_capabilities(bare: S3Store, config: Config, index: Index) -> None:

@@ -76,6 +76,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
+    if shared := (report.get("cache") or {}).get("shared"):
+        yield "shared", _shared(shared)
     if report.get("open_handles"):
         yield "open", f"{report['open_handles']:,} files"
     if report.get("pending_uploads"):
@@ -100,6 +102,12 @@ def _import(progress: Report) -> str:
     if progress.get("error"):
         parts.append(str(progress["error"]))
     return ", ".join(parts)
+
+
+def _shared(shared: Report) -> str:
+    states = {"on": "in use", "off": "not in use", "reading": "read only"}
+    told = f"{shared['where']}, {states.get(shared['state'], shared['state'])}"
+    return f"{told}; last error: {shared['last_error']}" if shared.get("last_error") else told
 
 
 def _setting(name: str, value: Any) -> str:
