@@ -25,9 +25,9 @@ def parse_shared_cache(text: str) -> SharedCache | None:
         url = urlsplit(text.strip())
         port = url.port
         query = dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query)))
-    except ValueError as error:
-        raise UsageError(f"not the URL of a shared cache (write {_FORMS})") from error
-    if url.fragment:
+    except ValueError:  # whose text may quote a piece of the password
+        raise UsageError(f"not the URL of a shared cache (write {_FORMS})") from None
+    if "#" in text:
         raise UsageError("a # in the password of a URL is written %23, a / is %2F, a ? is %3F, an @ is %40")
     if url.scheme == "s3":
         return _bucket(url, query)
