@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lazyfs.cache.engine import RedisAddress, open_redis
 from lazyfs.cache.redis import RedisEngine
 from lazyfs.cache.shared import FAILURES, SharedTier, shared_tier
 from lazyfs.config.shared import parse_shared_cache
+from lazyfs.core.errors import StartupError
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 from tests.redis_server import Redis, make_certificate, running_cluster, running_redis
@@ -256,6 +258,13 @@ async def test_a_cluster_gets_one_mget_for_an_extent(tmp_path: Path) -> None:
             assert sum(held) == 12 * 16
             assert all(held), held  # the objects are spread
             assert stats.get("cache.shared.errors") == 0
+
+
+def test_without_redis_py_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lazyfs.cache.redis")
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(StartupError, match=r'pip install "lazyfs\[redis\]"'):
+        open_redis(RedisAddress(host="h"), ttl_s=5)
 
 
 def test_what_the_engine_says_has_no_password() -> None:
