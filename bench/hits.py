@@ -13,6 +13,7 @@ import trio
 
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
+from lazyfs.core.concurrency import Concurrency
 from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import ObjectId, Range
@@ -45,7 +46,7 @@ async def measure() -> None:
             store=store,
             cache=TieredCache(memory=memory, disk=None),
             nursery=nursery,
-            slots=Slots(total=32, hints=24),
+            slots=Slots(Concurrency.fixed(32)),
             block_size=256 * KIB,
             extent_size=4 * MIB,
             on_stale=lambda _: None,

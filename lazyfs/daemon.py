@@ -19,18 +19,15 @@ from typing import Any
 
 import trio
 
-from lazyfs.cache.bucket import CONNECTIONS as SHARED_CONNECTIONS
-from lazyfs.cache.bucket import BucketEngine
 from lazyfs.cache.disk import DiskTier
-from lazyfs.cache.engine import BucketAddress, Engine, RedisAddress, open_redis
 from lazyfs.cache.memory import MemoryTier
-from lazyfs.cache.shared import PENDING_FRACTION, shared_tier
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
-from lazyfs.config.endpoint import s3_settings, shared_settings
+from lazyfs.config.endpoint import s3_settings
 from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
+from lazyfs.core.concurrency import HIGHEST, Concurrency
 from lazyfs.core.errors import ControlError, StartupError, StoreError, first_error
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
@@ -40,6 +37,7 @@ from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore, export_snapshot
 from lazyfs.index.home import opened_index
+from lazyfs.sharing import opened_shared_tier
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
 from lazyfs.store.remote import S3Store, open_s3_store
@@ -66,8 +64,7 @@ WHOLE_OBJECT_BYTES = 1024**2
 MAX_WINDOW = 64 * 1024**2
 """How far ahead of a sequential reader: sixteen extents keep sixteen connections busy, which fill 900 MB/s."""
 CONNECTIONS = 32
-HINT_CONNECTIONS = 24
-"""Demand always finds eight connections that no read-ahead holds."""
+"""Of boto3 and of LIST each. Range GETs have their own, as many as core.concurrency finds to help."""
 IMPORT_WORKERS = 16
 """LIST requests at a time; half of the connections stay for what programs wait for."""
 STARTUP_DEADLINE_S = 10.0
@@ -104,6 +101,7 @@ class _Mount:
     cache: TieredCache
     filesystem: FileSystem
     session: Session
+    slots: Slots
     started_s: float
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +126,7 @@ class _Mount:
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
                 "shared": None if self.cache.shared is None else self.cache.shared.status(),
             },
+            "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
             "stats": dict(self.stats.snapshot()),
             "skipped_keys": self.namespace.skipped_keys,
             "endpoint_supports": asdict(self.store.capabilities),
@@ -174,16 +173,26 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
         async with opened_index(directory, _identity(config), snapshot=snapshot, stores=stores) as index:
             await _settle_capabilities(bare, config, index)
             await index.remove_local()
-            # What is shared outlives the cancelled background: its pending writes are sent before it ends.
             async with (
-                _shared(config, stats) as shared,
+                opened_shared_tier(
+                    config.bucket, config.cache, scope=_scope(config), block_size=BLOCK_SIZE, stats=stats
+                ) as shared,
                 trio.open_nursery() as background,
                 _disk(config, stats) as disk,
             ):
-                store = Retrying(bare, backoff=Backoff(deadline_s=REQUEST_DEADLINE_S), stats=stats)
+                slots = Slots(Concurrency())
+                backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
+                store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
                 cache = TieredCache(memory=MemoryTier(budget_bytes=config.cache.memory), disk=disk, shared=shared)
                 mount = _build(
-                    config, stats=stats, bare=bare, store=store, index=index, cache=cache, background=background
+                    config,
+                    stats=stats,
+                    bare=bare,
+                    store=store,
+                    slots=slots,
+                    index=index,
+                    cache=cache,
+                    background=background,
                 )
                 await _serve(mount, on_ready, on_progress, background)
                 background.cancel_scope.cancel()
@@ -291,6 +300,7 @@ def _build(
     stats: Stats,
     bare: S3Store,
     store: Store,
+    slots: Slots,
     index: Index,
     cache: TieredCache,
     background: trio.Nursery,
@@ -311,7 +321,7 @@ def _build(
         store=store,
         cache=cache,
         nursery=background,
-        slots=Slots(total=CONNECTIONS, hints=HINT_CONNECTIONS),
+        slots=slots,
         block_size=BLOCK_SIZE,
         extent_size=min(EXTENT_SIZE, config.cache.memory // 8),
         on_stale=namespace.expire_key,
@@ -348,11 +358,11 @@ def _build(
         source=config.bucket.name,
         allow_other=config.mount.allow_other,
     )
-    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, time.time())
+    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, time.time())
 
 
 def _settings(config: Config) -> S3Settings:
-    return s3_settings(config.bucket, max_connections=CONNECTIONS)
+    return s3_settings(config.bucket, max_connections=CONNECTIONS, bulk_connections=HIGHEST)
 
 
 def _policy(config: Config, capabilities: Capabilities) -> Policy:
@@ -405,27 +415,6 @@ async def _disk(config: Config, stats: Stats) -> Any:
     blocks, limit = config.cache.directory / "blocks", config.cache.size
     async with DiskTier(directory=blocks, limit_bytes=limit, scope=_scope(config), stats=stats) as disk:
         yield disk
-
-
-@contextlib.asynccontextmanager
-async def _shared(config: Config, stats: Stats) -> Any:
-    """The tier that nodes share, or None."""
-    if config.cache.shared is None:
-        yield None
-        return
-    engine, pending = _engine(config, config.cache.shared), config.cache.memory // PENDING_FRACTION
-    async with shared_tier(
-        engine, scope=_scope(config), block_size=BLOCK_SIZE, max_pending_bytes=pending, stats=stats
-    ) as tier:
-        yield tier
-
-
-def _engine(config: Config, address: BucketAddress | RedisAddress) -> Engine:
-    if isinstance(address, RedisAddress):
-        return open_redis(address, ttl_s=config.cache.shared_ttl_s)
-    settings = shared_settings(config.bucket, address, max_connections=SHARED_CONNECTIONS)
-    blobs = open_s3_store(settings, stats=Stats())  # its requests are not those of the origin
-    return BucketEngine(blobs, where=address.where, prefix=address.prefix)
 
 
 def _scope(config: Config) -> str:

@@ -1,13 +1,10 @@
-"""The SSD tier: blocks in a diskcache directory. The only file that says diskcache.
+"""The SSD tier: blocks in a cache directory, for readers that must never feel it.
 
 Promises that what `get_many` returns was stored for exactly that object, version and block, whatever happened to
-the directory: each value begins with a header that names them and carries a CRC32C of the data. Anything wrong with
-the directory is a miss and one warning; after `RETRY_S` it is tried again. Its files are their owner's alone.
+the directory. Anything wrong with it is a miss and one warning; after `RETRY_S` it is tried again.
 
-Never unpickles: the Disk subclass stores and returns bytes and refuses the rest.
-
-Hard point: diskcache keeps one SQLite connection a thread, so all calls run on this tier's own few threads and never
-on the main one, and each thread closes its own connection when it learns that the cache was opened anew (`_use`).
+Hard point: SQLite has one connection a thread, so all calls run on this tier's own few threads and never on the main
+one, and each thread closes its own connection when it learns that the cache was opened anew (`_use`).
 """
 
 from __future__ import annotations
@@ -17,26 +14,21 @@ import errno
 import logging
 import math
 import os
-import re
-import secrets
 import shutil
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-import diskcache
 import trio
-from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW
 
-from lazyfs.cache.blockfile import NOTHING, RUN_BLOCKS, Loaded, StoredRun, encode_run, open_run, private, write_run
-from lazyfs.core.ranges import plan_runs
+from lazyfs.cache.blockcache import DATABASE, BlockCache, Locked
+from lazyfs.cache.blockfile import NOTHING, Loaded
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 
@@ -51,69 +43,6 @@ BATCH_BYTES = 16 * 1024**2
 RETRY_S = 30.0
 FREE_FLOOR = 0.02
 """The fraction of the file system that is always left free: the cache gives way when others fill it."""
-_INLINE_BYTES = 4096
-_LOCK_TIMEOUT_S = 2.0
-_FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
-
-
-class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
-    """Stores a header and buffers as one file, without joining them; knows no other type.
-
-    What the database says is not believed: a mode that is not ours is refused, and so is a file name that was not made
-    here, or a planted row could have any file read or removed.
-
-    Files lie in 256 directories that stay, where diskcache makes and removes two for nearly each of them: those cost
-    more than the files.
-    """
-
-    def filename(self, key: Any = None, value: Any = None) -> tuple[str, str]:
-        name = secrets.token_hex(16)
-        filename = f"{name[:2]}/{name[2:]}.val"
-        return filename, os.path.join(self._directory, filename)
-
-    def store(self, value: list[Buffer], read: bool, key: Any = None) -> tuple[int, int, str | None, Any]:
-        size = sum(map(len, value))
-        if size < _INLINE_BYTES:
-            return 0, MODE_RAW, None, sqlite3.Binary(b"".join(value))
-        filename, path = self.filename()
-        try:
-            write_run(path, value)
-        except BaseException:
-            self.remove(filename)  # half a file would take the room that is missing
-            raise
-        return size, MODE_BINARY, filename, None
-
-    def fetch(self, mode: int, filename: str, value: Any, read: bool) -> bytes | BinaryIO:
-        """The value, or the open file that holds it."""
-        if mode == MODE_RAW and isinstance(value, bytes):
-            return value
-        if mode == MODE_BINARY and _FILENAME.fullmatch(filename):
-            return open(os.path.join(self._directory, filename), "rb", buffering=0)
-        raise ValueError("not a block")
-
-    def remove(self, file_path: str) -> None:
-        if _FILENAME.fullmatch(file_path):
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(self._directory, file_path))
-
-    def put(self, key: bytes) -> tuple[Any, bool]:
-        return sqlite3.Binary(key), True
-
-    def get(self, key: Any, raw: bool) -> bytes:
-        if not raw:
-            raise ValueError("not a block")
-        return bytes(key)
-
-
-class _Cache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
-    """Closes its connection when it cannot be opened."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        try:
-            super().__init__(*args, **settings)
-        except BaseException:
-            self.close()
-            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +79,7 @@ class DiskTier:
         self._clock = clock
         self._lock = threading.Lock()
         """Guards the four below, which the tier's threads share."""
-        self._cache: _Cache | None = None
+        self._cache: BlockCache | None = None
         self._database: _FileId | None = None
         """Which database `_cache` has open; another one at its place means that the directory was exchanged."""
         self._off_until_s = -math.inf
@@ -187,10 +116,24 @@ class DiskTier:
 
     async def get_many(self, oid: ObjectId, blocks: range) -> Loaded:
         """Those of `blocks`, which follow each other, that are here and whole. Never raises."""
-        found = await self._call(lambda: self._guard(lambda cache: self._get(cache, oid, blocks), NOTHING))
+        found = await self._call(lambda: self._guard(lambda cache: self._load(cache, oid, blocks), NOTHING))
         self._stats.add("cache.disk.hit_blocks", len(found.blocks))
         self._stats.add("cache.disk.hit_bytes", len(found.whole))
         return found
+
+    async def missing(self, wanted: Sequence[tuple[ObjectId, range]]) -> list[list[int]]:
+        """For each object, those of its blocks that are not here: all of them while the disk is in trouble."""
+        return await self._call(
+            lambda: self._guard(
+                lambda cache: [cache.missing(self._scope, oid, blocks) for oid, blocks in wanted],
+                [list(blocks) for _, blocks in wanted],
+            )
+        )
+
+    @property
+    def is_on(self) -> bool:
+        """False while the disk is in trouble: nothing is found, and nothing kept."""
+        return self._clock() >= self._off_until_s
 
     @property
     def pending_bytes(self) -> int:
@@ -237,104 +180,39 @@ class DiskTier:
             with contextlib.suppress(trio.RunFinishedError):  # the mount ended without waiting for us
                 token.run_sync_soon(self._written, batch)
 
-    def _get(self, cache: _Cache, oid: ObjectId, blocks: range) -> Loaded:
-        with contextlib.ExitStack() as files:
-            held = list(self._held(cache, oid, blocks, files))
-            sizes = [run.sizes(part) for _, part, run in held]
-            whole = memoryview(bytearray(sum(map(sum, sizes))))
-            found: dict[int, Buffer] = {}
-            start = 0
-            for (first, part, run), part_sizes in zip(held, sizes, strict=True):
-                if not run.read(part, whole[start : start + sum(part_sizes)]):
-                    self._drop_damaged(cache, oid, first)
-                    continue
-                for block, size in zip(part, part_sizes, strict=True):
-                    found[first + block] = whole[start : start + size].toreadonly()
-                    start += size
-        return Loaded(found, whole[:start].toreadonly())
+    def _load(self, cache: BlockCache, oid: ObjectId, blocks: range) -> Loaded:
+        loaded, damaged = cache.load(self._scope, oid, blocks)
+        for first in damaged:
+            self._stats.add("cache.disk.damaged_blocks")
+            self._tell("damaged", f"damaged block {first} of {oid.key!r} dropped; more are only counted")
+        return loaded
 
-    def _held(
-        self, cache: _Cache, oid: ObjectId, blocks: range, files: contextlib.ExitStack
-    ) -> Iterator[tuple[int, range, StoredRun]]:
-        """The values that hold some of `blocks`: the first block of each, which of its blocks (counted from that) are
-        wanted, and the value. What begins at a multiple of RUN_BLOCKS may hold the blocks after it."""
-        for first in range(blocks.start - blocks.start % RUN_BLOCKS, blocks.stop, RUN_BLOCKS):
-            wanted = range(max(first, blocks.start), min(first + RUN_BLOCKS, blocks.stop))
-            run = self._stored(cache, oid, first, files)
-            held = first + len(run) if run is not None else first + 1
-            if run is not None and held > wanted.start:
-                yield first, range(wanted.start - first, min(held, wanted.stop) - first), run
-            for block in range(max(wanted.start, held), wanted.stop):
-                single = self._stored(cache, oid, block, files)
-                if single is not None:
-                    yield block, range(1), single
-
-    def _stored(self, cache: _Cache, oid: ObjectId, first: int, files: contextlib.ExitStack) -> StoredRun | None:
-        """The value that begins with block `first`; its file is closed with `files`."""
-        identity = self._identity(oid, first)
-        try:
-            value: bytes | BinaryIO | None = cache.get(_key(identity), read=True)
-        except (ValueError, TypeError):  # a row that is not ours
-            value = b""
-        if value is None:
-            return None
-        if not isinstance(value, bytes):
-            files.enter_context(value)
-        run = open_run(identity, value)
-        if run is None:
-            self._drop_damaged(cache, oid, first)
-        return run
-
-    def _drop_damaged(self, cache: _Cache, oid: ObjectId, first: int) -> None:
-        self._stats.add("cache.disk.damaged_blocks")
-        self._tell("damaged", f"damaged block {first} of {oid.key!r} dropped; more are only counted")
-        cache.delete(_key(self._identity(oid, first)))
-
-    def _put(self, cache: _Cache, batch: Sequence[_Pending], size: int) -> None:
+    def _put(self, cache: BlockCache, batch: Sequence[_Pending], size: int) -> None:
         usage, volume = shutil.disk_usage(self._directory), cache.volume()
         # Room is made before it is needed: a disk that is full to the brim must not end the cache's renewal.
         room = min(self._limit_bytes, volume + usage.free - int(usage.total * FREE_FLOOR)) - size
         if volume > room:
-            cache.size_limit = max(0, room)
-            cache.cull()
+            cache.shrink(max(0, room))
         if room < 0:
             self._stats.add("cache.disk.no_space")
             return
         try:
-            self._put_all(cache, batch)
+            cache.store(self._scope, [(one.oid, one.blocks) for one in batch])
         except (OSError, sqlite3.OperationalError) as error:
             if not _is_full(error):
                 raise
             self._stats.add("cache.disk.no_space")  # what is there can still be read
             self._tell("full", f"{error}; nothing is added")
 
-    def _put_all(self, cache: _Cache, batch: Sequence[_Pending]) -> None:
-        """Store the batch in one transaction, up to what fails: what was stored before that stays."""
-        failure: Exception | None = None
-        with cache.transact():
-            try:
-                for one in batch:
-                    for run in plan_runs(one.blocks, RUN_BLOCKS):
-                        identity = self._identity(one.oid, run.start)
-                        pieces = [one.blocks[block] for block in run]
-                        cache.set(_key(identity), [encode_run(identity, pieces), *pieces])
-            except Exception as error:  # noqa: BLE001 - raised below, after the commit
-                failure = error
-        if failure is not None:
-            raise failure
-
-    def _identity(self, oid: ObjectId, block: int) -> bytes:
-        return f"{self._scope}\0{oid.key}\0{oid.etag}\0{block}".encode()
-
-    def _guard(self, work: Callable[[_Cache], T], otherwise: T) -> T:
+    def _guard(self, work: Callable[[BlockCache], T], otherwise: T) -> T:
         """The result of `work`, or `otherwise` while the disk is in trouble. Never raises."""
         if self._clock() < self._off_until_s:
             return otherwise
-        cache: _Cache | None = None
+        cache: BlockCache | None = None
         try:
             cache = self._opened()
             result = work(cache)
-        except diskcache.Timeout:
+        except Locked:
             return otherwise  # another process holds the lock
         except Exception as error:  # noqa: BLE001 - whatever a cache directory holds, a reader must not feel it
             self._trouble(cache, error)
@@ -342,12 +220,12 @@ class DiskTier:
         self._told.discard("trouble")
         return result
 
-    def _opened(self) -> _Cache:
+    def _opened(self) -> BlockCache:
         """The cache, opened if it is not; a connection that this thread has to an earlier one is closed."""
         with self._lock:
             if self._cache is None:
                 self._open()
-            elif self._database != _file_id(self._directory / DBNAME):
+            elif self._database != _file_id(self._directory / DATABASE):
                 raise FileNotFoundError(errno.ENOENT, "it was removed")
             cache = self._cache
         assert cache is not None
@@ -356,28 +234,20 @@ class DiskTier:
 
     def _open(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        database = self._directory / DBNAME
+        database = self._directory / DATABASE
         # SQLite gives its other files the mode of this one; an empty file is an empty database.
-        os.close(private(os.fspath(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._database = _file_id(database)
-        self._cache = _Cache(
-            os.fspath(self._directory),
-            timeout=_LOCK_TIMEOUT_S,
-            disk=_BytesDisk,
-            cull_limit=0,  # `_put` makes room
-            # "stored" needs no write on a read; docs/decisions/003-the-ssd-tier.md
-            eviction_policy="least-recently-stored",
-            disk_min_file_size=_INLINE_BYTES,
-        )
+        self._cache = BlockCache(self._directory)
 
-    def _use(self, cache: _Cache | None) -> None:
+    def _use(self, cache: BlockCache | None) -> None:
         """Close this thread's connection to any other cache: only the thread that opened one may."""
-        before: _Cache | None = getattr(self._mine, "cache", None)
+        before: BlockCache | None = getattr(self._mine, "cache", None)
         if before is not None and before is not cache:
             before.close()
         self._mine.cache = cache
 
-    def _trouble(self, cache: _Cache | None, error: Exception) -> None:
+    def _trouble(self, cache: BlockCache | None, error: Exception) -> None:
         """Do without the disk for a while; begin a new directory at once where the database is beyond repair."""
         self._use(None)
         with self._lock:
@@ -386,7 +256,7 @@ class DiskTier:
             self._cache = None
             self._off_until_s = self._clock() + RETRY_S
             # Exactly this class means a damaged file; its children mean a full disk, a lock, a mistake of ours.
-            if type(error) is sqlite3.DatabaseError and self._database == _file_id(self._directory / DBNAME):
+            if type(error) is sqlite3.DatabaseError and self._database == _file_id(self._directory / DATABASE):
                 self._set_aside()
         self._tell("trouble", f"{error}; going on without it")
 
@@ -428,10 +298,6 @@ class DiskTier:
         future.add_done_callback(lambda _: token.run_sync_soon(done.set))
         await done.wait()
         return future.result()
-
-
-def _key(identity: bytes) -> bytes:
-    return blake2b(identity, digest_size=20).digest()
 
 
 def _file_id(path: Path) -> _FileId | None:

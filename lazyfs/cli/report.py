@@ -78,6 +78,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
     if shared := (report.get("cache") or {}).get("shared"):
         yield "shared", _shared(shared)
+    if connections := report.get("connections"):
+        yield "reading", f"{connections['in_flight']} requests in flight, at most {connections['limit']} now"
     if report.get("open_handles"):
         yield "open", f"{report['open_handles']:,} files"
     if report.get("pending_uploads"):

@@ -9,8 +9,8 @@ from lazyfs.config.options import BucketConfig
 from lazyfs.store.settings import S3Settings
 
 
-def s3_settings(bucket: BucketConfig, *, max_connections: int) -> S3Settings:
-    """The settings of the store for this bucket."""
+def s3_settings(bucket: BucketConfig, *, max_connections: int, bulk_connections: int | None = None) -> S3Settings:
+    """The settings of the store for this bucket; `bulk_connections` are as many as the others unless told."""
     return S3Settings(
         bucket=bucket.name,
         endpoint_url=bucket.endpoint_url,
@@ -21,6 +21,7 @@ def s3_settings(bucket: BucketConfig, *, max_connections: int) -> S3Settings:
         requester_pays=bucket.requester_pays,
         expected_bucket_owner=bucket.expected_bucket_owner,
         max_connections=max_connections,
+        bulk_connections=max_connections if bulk_connections is None else bulk_connections,
     )
 
 

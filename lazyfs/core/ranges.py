@@ -23,14 +23,14 @@ def block_range(index: int, block_size: int, size: int) -> Range:
 def plan_extents(blocks: Iterable[int], max_blocks: int) -> list[range]:
     """Runs of neighbouring blocks, each to be fetched by one GET, none longer than `max_blocks`.
 
-    `blocks` is ascending without repeats. Every block is in exactly one extent, and no block that was not asked
-    for is in any.
+    `blocks` is ascending, or descending for a reader that goes backward, without repeats; the runs are in its order.
+    Every block is in exactly one extent, and no block that was not asked for is in any.
     """
     extents: list[range] = []
     for block in blocks:
-        last = extents[-1] if extents else None
-        if last is not None and last.stop == block and len(last) < max_blocks:
-            extents[-1] = range(last.start, block + 1)
+        last = extents[-1] if extents else range(0)
+        if 0 < len(last) < max_blocks and block in (last.start - 1, last.stop):
+            extents[-1] = range(min(last.start, block), max(last.stop, block + 1))
         else:
             extents.append(range(block, block + 1))
     return extents

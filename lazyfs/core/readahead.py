@@ -2,7 +2,8 @@
 
 Pure: `observe` takes one read and returns what to fetch ahead of need. A file may have several readers at once
 (mmap, thread pools, one descriptor read from many places), so the state is a handful of cursors per inode, each
-following one stream.
+following one stream. A stream that runs backward is one that runs forward in the file's mirror image: what is said
+of streams is said in the direction in which they run.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ class ReadAheadPolicy:
 
     first_window   what the second sequential read asks for ahead; small, as two neighbouring reads may be chance
     max_window     the most that one cursor may be ahead of its reader
-    growth         how many times what it has consumed a proven stream is given ahead; so much is fetched in vain if it
-                   ends. With 3 the window is full after three round trips to S3, with 1 after five
+    growth         how many times what it has consumed a proven stream is given ahead, if it is the file's only one; so
+                   much is fetched in vain if it ends. With 3 the window is full after three round trips to S3, with 1
+                   after five. Of several streams each gets as much as it has consumed: they fill the link together, and
+                   so columns of a table are read, which end soon
     step           how much is asked for at a time once the window is large: one request. Asking for what was consumed,
                    step by step, has requests arrive in the order of need; half a window at once would share the link
                    between what is needed now and what is needed last
@@ -42,16 +45,34 @@ class ReadAheadPolicy:
 
 @dataclass(slots=True)
 class _Cursor:
-    """One stream: reads that follow each other."""
+    """One stream: reads that follow each other. Positions are those of the mirror image if it runs backward."""
 
+    first: Range
+    """Its first read, as it lies in the file."""
+    is_step_back: bool
+    """Whether its first read ended where an earlier one began. Alone that proves nothing: a footer is read so, and
+    neighbouring requests that change places look so."""
     position: int
     """Where its furthest read ended."""
     fetched: int
     """Up to where it has been told to fetch ahead."""
     began: int
-    """Where its first read ended: what was consumed since says how much it is given ahead."""
+    """Where its first read ended."""
+    read_bytes: int = 0
+    """What was read since then."""
     is_stream: bool = False
     """Whether a second read has followed the first."""
+    is_backward: bool = False
+
+    @property
+    def passed(self) -> int:
+        """How far it has come, holes included."""
+        return self.position - self.began
+
+    @property
+    def consumed(self) -> int:
+        """How much of that was read. What it is given ahead follows this: it earns nothing by its holes."""
+        return min(self.passed, self.read_bytes)
 
     def follows(self, read: Range, bridge: int, step: int) -> bool:
         """Whether `read` continues this stream: it begins or ends within `bridge` of where the stream is. A second
@@ -60,10 +81,20 @@ class _Cursor:
         A stream that has come some way may also be read up to a `step` out of order, within what was fetched ahead of
         it: so the kernel reads around page faults of a mapping (its window is 4 MiB, the last part comes first).
         """
-        if self.position - self.began >= PROVEN:
-            return self.position - step <= read.stop and read.start <= max(self.fetched, self.position) + bridge
+        if self.consumed >= PROVEN:
+            reach = min(max(self.fetched, self.position), self.position + step)
+            return self.position - step <= read.stop and read.start <= reach + bridge
         near = read.start <= self.position + bridge and read.stop >= self.position - bridge
         return near and (self.is_stream or read.stop > self.position)
+
+    def precedes(self, read: Range, bridge: int) -> bool:
+        """Whether `read` lies just before what is still a single read."""
+        return not self.is_stream and read.start < self.first.start <= read.stop + bridge
+
+    def turn(self, size: int) -> None:
+        """Run backward from the first read on."""
+        self.is_backward = True
+        self.position = self.fetched = self.began = size - self.first.start
 
 
 @dataclass(slots=True)
@@ -76,40 +107,65 @@ class ReadAhead:
     def observe(self, read: Range, size: int) -> Range:
         """Learn that `read` was asked of a file of `size` bytes; the range to fetch ahead, empty for none.
 
-        The range starts at or after `read.stop` and never overlaps one that this stream was told before. A reader
-        that is not sequential is told nothing.
+        The range lies where the stream of this read is going: at or after `read.stop`, or at or before `read.start` if
+        three reads have run backward. It never overlaps one that this stream was told before. A reader that is not
+        sequential is told nothing.
         """
-        cursor = self._find(read)
+        bridge = max(self.policy.bridge, read.size)  # large requests change places as small ones do
+        cursor = self._find(read, size, bridge)
         if cursor is None:
-            self._begin(read)
+            self._begin(read, bridge)
             return EMPTY
+        if not cursor.is_backward:
+            return self._advance(cursor, read, size, grid=0)
+        ahead = self._advance(cursor, _mirrored(read, size), size, grid=size)
+        return _mirrored(ahead, size) if ahead.size else EMPTY
+
+    def _advance(self, cursor: _Cursor, read: Range, size: int, *, grid: int) -> Range:
+        """Move `cursor` on; what it is given ahead of it, in its own direction. Steps lie on multiples from `grid`."""
         cursor.is_stream = True
         cursor.position = max(cursor.position, read.stop)
+        cursor.read_bytes += read.size
+        if cursor.passed - cursor.consumed > max(cursor.consumed, read.size):
+            return EMPTY  # mostly holes: more only if they are filled, be it by a request that the kernel sent late
         start = max(cursor.fetched, cursor.position)
-        consumed = cursor.position - cursor.began
-        growth = self.policy.growth if consumed >= PROVEN else 1
-        window = min(self.policy.first_window + growth * consumed, self.policy.max_window)
+        growth = self.policy.growth if cursor.consumed >= PROVEN and self._is_only_stream(cursor) else 1
+        window = min(self.policy.first_window + growth * cursor.consumed, self.policy.max_window)
         stop = min(cursor.position + window, size)
         if stop < size:
             step = min(self.policy.step, window // 2)
             if step == self.policy.step:
-                stop -= stop % step  # requests begin and end where those of other readers do
-            if stop - start < step:
+                stop -= (stop - grid) % step  # requests begin and end where those of other readers do
+            if stop - start < max(step, 1):
                 return EMPTY
         elif start >= stop:
             return EMPTY
         cursor.fetched = stop
         return Range(start, stop)
 
-    def _find(self, read: Range) -> _Cursor | None:
-        bridge = max(self.policy.bridge, read.size)  # large requests change places as small ones do
+    def _is_only_stream(self, cursor: _Cursor) -> bool:
+        return not any(other.is_stream for other in self._cursors if other is not cursor)
+
+    def _find(self, read: Range, size: int, bridge: int) -> _Cursor | None:
+        mirrored = _mirrored(read, size)
         for index in reversed(range(len(self._cursors))):
-            if self._cursors[index].follows(read, bridge, self.policy.step):
+            cursor = self._cursors[index]
+            found = cursor.follows(mirrored if cursor.is_backward else read, bridge, self.policy.step)
+            if not found and cursor.is_step_back and cursor.precedes(read, bridge):
+                cursor.turn(size)
+                found = True
+            if found:
                 self._cursors.append(self._cursors.pop(index))
-                return self._cursors[-1]
+                return cursor
         return None
 
-    def _begin(self, read: Range) -> None:
-        self._cursors.append(_Cursor(position=read.stop, fetched=read.stop, began=read.stop))
+    def _begin(self, read: Range, bridge: int) -> None:
+        is_step_back = any(cursor.precedes(read, bridge) for cursor in self._cursors)
+        self._cursors.append(_Cursor(read, is_step_back, position=read.stop, fetched=read.stop, began=read.stop))
         if len(self._cursors) > self.policy.max_cursors:
             del self._cursors[0]
+
+
+def _mirrored(span: Range, size: int) -> Range:
+    """`span` in the mirror image of the file; twice gives it back."""
+    return Range(size - span.stop, size - span.start)

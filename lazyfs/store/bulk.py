@@ -165,7 +165,7 @@ def _client_options(settings: S3Settings, control: ControlPlane) -> Any:
         "connect_timeout": datetime.timedelta(seconds=settings.connect_timeout_s),
         "read_timeout": datetime.timedelta(seconds=settings.read_timeout_s),
         "timeout": datetime.timedelta(seconds=settings.read_timeout_s * _WHOLE_REQUEST_FACTOR),
-        "pool_max_idle_per_host": str(settings.max_connections),
+        "pool_max_idle_per_host": str(settings.bulk_connections),
         "user_agent": "lazyfs",
     }
     if settings.expected_bucket_owner:

@@ -42,7 +42,7 @@ log = logging.getLogger("lazyfs.store")
 class Retrying:
     """A `Store` that does not give up at the first transient error of `inner`.
 
-    Counts `s3.retries` and, among their causes, `s3.throttles`.
+    Counts `s3.retries` and, among their causes, `s3.throttles`; `on_throttled` hears of each of the latter as it comes.
     """
 
     def __init__(
@@ -52,11 +52,13 @@ class Retrying:
         backoff: Backoff,
         stats: Stats,
         random: Callable[[], float] = random_module.random,
+        on_throttled: Callable[[], None] = lambda: None,
     ) -> None:
         self._inner = inner
         self._backoff = backoff
         self._stats = stats
         self._random = random
+        self._on_throttled = on_throttled
 
     async def list_page(
         self,
@@ -170,6 +172,7 @@ class Retrying:
         """Sleep before the next attempt, or raise `error` if the time is up."""
         if isinstance(error, ThrottledError):
             self._stats.add("s3.throttles")
+            self._on_throttled()
         delay_s = self._backoff.delay_s(attempt, elapsed_s, self._random)
         if delay_s is None:
             raise error

@@ -11,7 +11,8 @@ class S3Settings:
     """Which bucket, where, as whom. What is None is found as every AWS tool finds it (environment, files, roles).
 
     force_path_style    None: path style unless the endpoint is AWS
-    max_connections     the limit of the connection pool and of the threads that use it
+    max_connections     the limit of each of the connection pools of boto3 and of LIST, and of the threads that use them
+    bulk_connections    the same of range GETs; connections and threads are made when they are needed
     read_timeout_s      the longest silence in a request, not the longest request
     checksum            "crc32c" or "none"
     sse, sse_kms_key_id server-side encryption of what is written
@@ -28,6 +29,7 @@ class S3Settings:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
     max_connections: int = 32
+    bulk_connections: int = 32
     checksum: str = "crc32c"
     sse: str | None = None
     sse_kms_key_id: str | None = None

@@ -18,7 +18,7 @@ from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import Flight
-from lazyfs.vfs.slots import Slots, Ticket
+from lazyfs.vfs.slots import Slots, Ticket, Urgency
 
 
 class _BlockFlight(Flight[dict[int, Buffer]]):
@@ -86,15 +86,18 @@ class Fetcher:
                 missing.append(block)
         self._stats.add("cache.memory.hit_bytes", sum(len(data) for data in found.values()))
         for extent in plan_extents(missing, self._extent_blocks):
-            waiting[self._start(oid, size, extent, urgent=True)] = list(extent)
+            waiting[self._start(oid, size, extent, Urgency.DEMAND)] = list(extent)
         for flight, wanted in waiting.items():
             arrived = await flight.wait()
             for block in wanted:
                 found[block] = arrived[block]
         return found
 
-    def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
-        """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises."""
+    def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int], *, urgency: Urgency = Urgency.AHEAD) -> None:
+        """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises.
+
+        They are asked for in their order, ascending or descending: the first are needed first.
+        """
         missing = [
             block for block in blocks if (oid, block) not in self._flights and self._cache.resident(oid, block) is None
         ]
@@ -102,12 +105,13 @@ class Fetcher:
             if not self._cache.memory.try_reserve(self._span(extent, size).size):
                 self._stats.add("readahead.dropped_blocks", len(extent))
                 return
-            self._start(oid, size, extent, urgent=False)
+            self._start(oid, size, extent, urgency)
 
-    def _start(self, oid: ObjectId, size: int, extent: range, *, urgent: bool) -> _BlockFlight:
+    def _start(self, oid: ObjectId, size: int, extent: range, urgency: Urgency) -> _BlockFlight:
         """Send off the fetch of `extent`. A hint's memory is already reserved; a demand waits for its own."""
-        flight = _BlockFlight(Ticket(urgent=urgent))
-        self._nursery.start_soon(partial(self._fly, flight, oid, size, extent, reserve=urgent))
+        flight = _BlockFlight(Ticket(urgency))
+        reserve = urgency is Urgency.DEMAND
+        self._nursery.start_soon(partial(self._fly, flight, oid, size, extent, reserve=reserve))
         for block in extent:
             self._flights[oid, block] = flight
         return flight
@@ -145,7 +149,7 @@ class Fetcher:
     async def _get(self, ticket: Ticket, oid: ObjectId, size: int, run: range) -> dict[int, Buffer]:
         span = self._span(run, size)
         try:
-            async with self._slots.hold(ticket):
+            async with self._slots.hold(ticket, span.size):
                 data = memoryview(await self._store.get_range(oid, span))
         except (PreconditionFailedError, NotFoundError) as error:
             self._on_stale(oid)

@@ -42,7 +42,7 @@ class Reader:
             return b""
         block_size = self._fetcher.block_size
         blocks = blocks_of(span, block_size)
-        self._ask_ahead(file, span, after=blocks[-1])
+        self._ask_ahead(file, span, blocks)
         run = self._fetcher.run(file.oid, blocks)
         if run is not None:
             self._stats.add("cache.memory.hit_bytes", span.size)
@@ -55,12 +55,16 @@ class Reader:
         start = blocks.start * block_size
         return run[span.start - start : span.stop - start]
 
-    def _ask_ahead(self, file: OpenObject, span: Range, *, after: int) -> None:
-        """Send off what is likely to be read next. Not the last block of the read itself (`after`), in which the range
-        ahead may begin: a reader that waits for it must not wait for what follows."""
+    def _ask_ahead(self, file: OpenObject, span: Range, blocks: range) -> None:
+        """Send off what is likely to be read next, nearest first. Not the `blocks` of the read itself, in one of which
+        the range ahead may begin or end: a reader that waits for it must not wait for what follows."""
         ahead = blocks_of(file.readahead.observe(span, file.size), self._fetcher.block_size)
-        if ahead:
-            self._fetcher.prefetch(file.oid, file.size, ahead[ahead.start == after :])
+        if not ahead:
+            return
+        if ahead.stop <= blocks.stop:  # it runs backward
+            self._fetcher.prefetch(file.oid, file.size, range(min(ahead.stop, blocks.start) - 1, ahead.start - 1, -1))
+        else:
+            self._fetcher.prefetch(file.oid, file.size, ahead[ahead.start == blocks[-1] :])
 
 
 def _cut(found: dict[int, Buffer], span: Range, blocks: range, block_size: int) -> Buffer:

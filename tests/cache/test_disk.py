@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import stat
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.cache import disk
-from lazyfs.cache.blockfile import RUN_BLOCKS, encode_run, open_run
+from lazyfs.cache import blockcache, disk
+from lazyfs.cache.blockfile import RUN_BLOCKS, label, read_label
 from lazyfs.cache.disk import RETRY_S, DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
@@ -88,22 +87,6 @@ async def got(tier: DiskTier, oid: ObjectId, blocks: Iterable[int]) -> dict[int,
     return found
 
 
-def decode(identity: bytes, value: bytes, blocks: range) -> bytes | None:
-    """The data of `blocks` in a stored value, read as an inline row and as a file, if it is whole."""
-    found: list[bytes | None] = []
-    for inline in (True, False):
-        with tempfile.TemporaryFile(buffering=0) as file:
-            file.write(value)
-            run = open_run(identity, value if inline else file)  # type: ignore[arg-type]
-            if run is None or blocks.stop > len(run):
-                found.append(None)
-                continue
-            data = bytearray(sum(run.sizes(blocks)))
-            found.append(bytes(data) if run.read(blocks, memoryview(data)) else None)
-    assert found[0] == found[1]
-    return found[0]
-
-
 def block(seed: int, size: int = 10_000) -> bytes:
     """Some bytes, others for each seed."""
     return (bytes((seed * 31 + index) % 251 for index in range(251)) * (size // 251 + 1))[:size]
@@ -160,6 +143,20 @@ async def test_neighbouring_blocks_are_one_file(room: Room) -> None:
             for stop in range(first + 1, 12):
                 wanted = range(first, stop)
                 assert await got(tier, OID, wanted) == {n: block(n) for n in wanted if 2 <= n < 10}
+
+
+@warns
+async def test_what_is_missing_is_known_without_reading_it(room: Room) -> None:
+    async with room.tier() as tier:
+        await put(tier, {n: block(n) for n in (0, 1, 5, 8, 9, 10)})
+        other = ObjectId("other", "e")
+        assert await tier.missing([(OID, range(12)), (other, range(2))]) == [[2, 3, 4, 6, 7, 11], [0, 1]]
+        assert room.stats.get("cache.disk.hit_blocks") == 0
+        room.path.rename(room.path.with_name("away"))
+        assert await tier.missing([(OID, range(12))]) == [list(range(12))]
+        assert not tier.is_on
+        room.clock.now_s += RETRY_S
+        assert tier.is_on
 
 
 @pytest.mark.parametrize("order", [[(4, 8), (4, 5)], [(4, 5), (4, 8)], [(5, 7), (4, 6)], [(6, 8), (0, 7), (7, 9)]])
@@ -305,37 +302,53 @@ async def test_also_after_an_open_that_failed(room: Room, connections: list[_Con
 
 
 @given(st.binary(max_size=40), st.lists(st.binary(max_size=40), min_size=1, max_size=RUN_BLOCKS), st.data())
-def test_a_changed_value_is_never_taken_for_the_blocks(
+def test_changed_bytes_are_never_taken_for_the_blocks(
     identity: bytes, contents: list[bytes], data: st.DataObject
 ) -> None:
-    whole = range(len(contents))
-    value = encode_run(identity, contents) + b"".join(contents)
+    made = label(identity, contents)
+    run = read_label(identity, made)
+    assert run is not None
     start = data.draw(st.integers(0, len(contents) - 1))
     part = range(start, data.draw(st.integers(start + 1, len(contents))))
-    assert decode(identity, value, part) == b"".join(contents[part.start : part.stop])
-    at = data.draw(st.integers(0, len(value) - 1))
-    flip = data.draw(st.integers(1, 255))
-    assert decode(identity, value[:at] + bytes([value[at] ^ flip]) + value[at + 1 :], whole) is None
-    assert decode(identity, value[:at], part) is None
-    assert decode(identity, value + b"x", part) is None
-    assert decode(identity + b"x", value, part) is None
+    whole = b"".join(contents)[run.start(part.start) : run.start(part.stop)]
+    assert whole == b"".join(contents[part.start : part.stop])
+    assert run.is_whole(part, memoryview(whole))
+    at, flip = data.draw(st.integers(0, 10_000)), data.draw(st.integers(1, 255))
+    if whole:
+        assert not run.is_whole(part, memoryview(_flipped(whole, at, flip)))
+        assert not run.is_whole(part, memoryview(whole[:-1]))
+    assert read_label(identity, _flipped(made, at, flip)) is None
+    assert read_label(identity, made[: at % len(made)]) is None
+    assert read_label(identity + b"x", made) is None
+
+
+def _flipped(value: bytes, at: int, flip: int) -> bytes:
+    at %= len(value)
+    return value[:at] + bytes([value[at] ^ flip]) + value[at + 1 :]
+
+
+@pytest.mark.parametrize("found", [None, "text", 7, b"", b"x" * 44])
+def test_a_planted_label_is_none(found: object) -> None:
+    assert read_label(b"identity", found) is None
 
 
 @warns
 async def test_a_flipped_bit_anywhere_in_a_value_is_a_miss(room: Room, caplog: pytest.LogCaptureFixture) -> None:
     async with room.tier() as tier:
         content = block(1, 4200)
-        await put(tier, {1: content})
-        (path,) = room.values()
-        whole = path.read_bytes()
-        headers = range(len(whole) - len(content))
-        places = [*headers, *range(len(headers), len(whole), 97), len(whole) - 1]
+        places = [*range(0, len(content), 97), len(content) - 1]
         for at in places:
             await put(tier, {1: content})
             (path,) = room.values()
-            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+            path.write_bytes(_flipped(path.read_bytes(), at, 1 << at % 8))
             assert await got(tier, OID, [1]) == {}
             assert room.values() == []  # dropped
+        for at in range(len(label(b"", [content]))):
+            await put(tier, {1: content})
+            ((made,),) = room.execute("SELECT tag FROM Cache")
+            room.execute("UPDATE Cache SET tag = ?", _flipped(made, at, 1 << at % 8))
+            assert await got(tier, OID, [1]) == {}
+            places.append(at)
         assert len(messages(caplog)) == 1
         assert room.stats.get("cache.disk.damaged_blocks") == len(places)
 
@@ -539,7 +552,7 @@ async def test_what_waits_together_is_written_in_one_transaction(room: Room, mon
 
 @warns
 async def test_what_was_stored_before_a_failure_stays(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = disk._BytesDisk.store
+    store = blockcache._BytesDisk.store
     failing = [False, False, True]
 
     def fails_once(self: Any, value: Any, *args: Any, **named: Any) -> Any:
@@ -547,7 +560,7 @@ async def test_what_was_stored_before_a_failure_stays(room: Room, monkeypatch: p
             raise OSError(errno.EIO, "the disk is sick")
         return store(self, value, *args, **named)
 
-    monkeypatch.setattr(disk._BytesDisk, "store", fails_once)
+    monkeypatch.setattr(blockcache._BytesDisk, "store", fails_once)
     async with room.tier() as tier:
         await put(tier, {number: block(number) for number in range(1, 8, 2)})
         room.clock.now_s += RETRY_S
@@ -570,7 +583,7 @@ async def test_foreign_files_are_left_alone(room: Room) -> None:
 async def test_a_lock_held_by_somebody_else_is_a_miss_without_a_warning(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_LOCK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(blockcache, "_LOCK_TIMEOUT_S", 0.01)
     async with room.tier() as tier:
         await put(tier, {1: block(1)})
         other = sqlite3.connect(room.path / "cache.db", isolation_level=None)

@@ -63,6 +63,14 @@ def test_extents_are_exactly_the_blocks_in_as_few_runs_as_allowed(blocks: set[in
     assert all(1 <= len(extent) <= max_blocks for extent in extents)
     for left, right in pairwise(extents):
         assert left.stop < right.start or len(left) == max_blocks
+    backward = plan_extents(sorted(blocks, reverse=True), max_blocks)
+    assert [block for extent in backward for block in reversed(extent)] == sorted(blocks, reverse=True)
+    assert [len(extent) for extent in backward] == [len(run) for run in _mirrored(blocks, max_blocks)]
+
+
+def _mirrored(blocks: set[int], max_blocks: int) -> list[range]:
+    """The extents of the blocks' mirror image."""
+    return plan_extents(sorted(60 - block for block in blocks), max_blocks)
 
 
 @given(st.sets(st.integers(0, 60)), st.integers(1, 9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import subprocess
@@ -12,9 +13,11 @@ from random import Random
 import pytest
 from minio import Minio
 
+from lazyfs.core.concurrency import LOWEST, START
 from tests.fuse.conftest import Mounter
-from tests.fuse.mounts import drop_page_cache, mounted
+from tests.fuse.mounts import drop_page_cache, mounted, until
 from tests.fuse.trees import get, keys, odd_tree, put, random_bytes, read_tree, visible
+from tests.proxy import Seen, proxied
 from tests.servers import Server
 from tests.sparse_server import content, sparse_server
 
@@ -176,3 +179,31 @@ def test_a_prefix_is_a_root_of_its_own(mount: Mounter, client: Minio, bucket: st
         assert not (below / "../imagenet.txt").exists()
         (below / "new").write_bytes(b"made")
     assert get(client, bucket, "imagenet/train/new") == b"made"
+
+
+def test_a_server_that_refuses_is_asked_by_fewer_and_every_byte_is_right(
+    mount: Mounter, client: Minio, bucket: str, server: Server
+) -> None:
+    """503 SlowDown for every third of the first GETs: fewer requests may be in flight, and no program notices."""
+    data = random_bytes(12 * MIB)
+    put(client, bucket, "shard", data)
+    refused: list[str] = []
+    with proxied(server) as proxy:
+        m = mount("--cache-dir", "none", on=proxy.server)
+        m.wait_imported()
+        assert m.status()["connections"] == {"in_flight": 0, "limit": START}
+        gets = itertools.count()
+
+        def refuse(seen: Seen) -> tuple[int, str] | None:
+            if seen.kind != "get" or len(refused) == 6 or next(gets) % 3:
+                return None
+            refused.append(seen.range or "")
+            return 503, "SlowDown"
+
+        proxy.refuse = refuse
+        assert (m / "shard").read_bytes() == data
+        assert refused
+        until(lambda: m.status()["connections"]["in_flight"] == 0, "read-ahead ends")
+        assert m.stat_of("s3.throttles") == len(refused)
+        assert LOWEST <= m.status()["connections"]["limit"] < START
+        assert "requests in flight" in m.lazyfs("status", m.path).stdout

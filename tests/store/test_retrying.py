@@ -58,6 +58,22 @@ async def test_transient_errors_are_tried_again_with_growing_delays() -> None:
     assert (stats.get("s3.retries"), stats.get("s3.throttles")) == (3, 1)
 
 
+async def test_throttling_is_told_as_it_comes_and_nothing_else_is() -> None:
+    faults = [ThrottledError("slow down"), UnreachableError("reset"), ThrottledError("slow down")]
+    inner, heard = MemoryStore(hook=faulty([("before", "get", fault) for fault in faults])), list[float]()
+    store = Retrying(
+        inner,
+        backoff=BACKOFF,
+        stats=Stats(),
+        random=lambda: 0.999,
+        on_throttled=lambda: heard.append(trio.current_time()),
+    )
+    oid = inner.put_now("k", b"data").oid
+    started = trio.current_time()
+    await store.get_range(oid, Range(0, 4))
+    assert [round(when - started) for when in heard] == [0, 3]
+
+
 async def test_lasting_errors_are_raised_at_once() -> None:
     inner, store, stats = make(("before", "head", AccessDeniedError("no")))
     with pytest.raises(AccessDeniedError):

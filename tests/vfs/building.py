@@ -18,6 +18,7 @@ import trio
 from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
+from lazyfs.core.concurrency import Concurrency
 from lazyfs.core.errors import ExistsError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
@@ -92,7 +93,6 @@ class Knobs:
         default_factory=lambda: ReadAheadPolicy(first_window=16, max_window=64, bridge=8)
     )
     slots: int = 4
-    hints: int = 2
 
 
 @dataclass(slots=True)
@@ -215,7 +215,7 @@ async def mounted(
             await stack.enter_async_context(tier)
         memory = MemoryTier(budget_bytes=knobs.memory)
         cache = TieredCache(memory=memory, disk=tier)
-        slots = Slots(total=knobs.slots, hints=knobs.hints)
+        slots = Slots(Concurrency.fixed(knobs.slots))
         namespace = Namespace(
             index=index,
             store=store,

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
+from lazyfs.core.concurrency import Concurrency
 from lazyfs.core.errors import AccessDeniedError, LazyfsError, StaleError, UnreachableError
 from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
 from lazyfs.core.stats import Stats
@@ -25,7 +26,7 @@ from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.flight import AbandonedError
 from lazyfs.vfs.reader import OpenObject, Reader
-from lazyfs.vfs.slots import Slots
+from lazyfs.vfs.slots import Slots, Urgency
 from tests.vfs.stores import ScriptedStore
 
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
@@ -77,13 +78,13 @@ async def bench(
     block: int = BLOCK,
     extent: int = EXTENT,
     whole: int = WHOLE,
-    slots: tuple[int, int] = (32, 24),
+    slots: int = 32,
     disk: DiskTier | None = None,
     policy: ReadAheadPolicy | None = None,
 ) -> AsyncIterator[Bench]:
     stats, memory, stale = Stats(), MemoryTier(budget_bytes=budget), list[ObjectId]()
     store, cache = store or ScriptedStore(), TieredCache(memory=memory, disk=disk)
-    tickets = Slots(total=slots[0], hints=slots[1])
+    tickets = Slots(Concurrency.fixed(slots))
     async with trio.open_nursery() as nursery:
         fetcher = Fetcher(
             store=store,
@@ -216,6 +217,17 @@ async def test_the_read_itself_does_not_wait_for_what_is_fetched_ahead() -> None
         await room.reader.read(file, Range(6, 12))  # block 1 is in demand, and the range ahead starts inside it
         await room.settle()
         assert sorted(room.store.spans()) == [(0, 8), (8, 16), (16, 40)]
+
+
+async def test_for_a_backward_reader_extents_begin_at_the_near_end() -> None:
+    async with small(policy=ReadAheadPolicy(first_window=60, max_window=100, step=60, bridge=8)) as room:
+        file = room.open(400)
+        for start in (300, 292, 284):  # block 35 is in demand, and the range ahead ends inside it
+            await room.reader.read(file, Range(start, start + 8))
+        await room.settle()
+        assert set(room.store.spans()[-3:]) == {(280, 288), (248, 280), (216, 248)}  # cut from the near end
+        file.readahead = ReadAhead(NONE)
+        assert await room.reader.read(file, Range(240, 308)) == pattern(240, 308)
 
 
 async def test_the_end_of_the_file_and_beyond() -> None:
@@ -368,7 +380,7 @@ async def test_hints_for_which_there_is_no_memory_are_dropped() -> None:
 
 
 async def test_hints_never_hold_up_demand() -> None:
-    async with small(slots=(2, 1)) as room:
+    async with small(slots=2) as room:
         file, held = room.open(400), room.store.hold("get")
         for start in (0, 4, 8):
             room.fetcher.prefetch(file.oid, file.size, range(start, start + 4))
@@ -386,18 +398,18 @@ async def test_hints_never_hold_up_demand() -> None:
 
 
 async def test_a_hint_becomes_demand_when_a_reader_arrives() -> None:
-    async with small(slots=(2, 1)) as room:
+    async with small(slots=2) as room:
         file, held = room.open(400), room.store.hold("get")
         for start in (0, 4, 8):
             room.fetcher.prefetch(file.oid, file.size, range(start, start + 4))
         await trio.testing.wait_all_tasks_blocked()
-        waiting = room.slots._waiting.copy()
+        waiting = room.slots._waiting[Urgency.AHEAD].copy()
         last = next(flight for (_, block), flight in room.fetcher._flights.items() if flight.ticket is waiting[-1])
         block = next(block for (_, block), flight in room.fetcher._flights.items() if flight is last)
         room.nursery.start_soon(room.reader.read, file, Range(block * 8, block * 8 + 4))
         await trio.testing.wait_all_tasks_blocked()
         assert room.store.now["get"] == 2  # it overtook the other hint
-        assert waiting[-1] not in room.slots._waiting
+        assert waiting[-1] not in room.slots._waiting[Urgency.DEMAND]
         held.set()
         await trio.testing.wait_all_tasks_blocked()
         assert room.store.calls["get"] == 3  # and nothing is asked for twice
