@@ -150,6 +150,18 @@ def test_a_mount_without_the_server_works_and_says_so(mount: Mounter, files: dic
     assert "Connection refused" in m.log()
 
 
+def test_a_shared_cache_that_hangs_holds_up_neither_reads_nor_the_unmount(
+    mount: Mounter, files: dict[str, bytes], redis: Redis
+) -> None:
+    m = mount("--shared-cache", redis.url, expect_log=["going on without it"])
+    assert (m / "d1/f1").read_bytes() == files["d1/f1"]
+    wait_shared(m)
+    redis.freeze()
+    assert read_tree(m.path)[0] == files
+    assert m.stat_of("cache.shared.timeouts") >= 1
+    assert m.umount().returncode == 0
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_a_password_shows_nowhere(mount: Mounter, files: dict[str, bytes], tmp_path: Path, right: bool) -> None:
     config = tmp_path / "config.toml"
