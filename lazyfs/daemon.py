@@ -19,8 +19,6 @@ from typing import Any
 
 import trio
 
-from lazyfs.cache.disk import DiskTier
-from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
 from lazyfs.config.endpoint import s3_settings
@@ -37,16 +35,17 @@ from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore, export_snapshot
 from lazyfs.index.home import opened_index
-from lazyfs.sharing import opened_shared_tier
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
 from lazyfs.store.remote import S3Store, open_s3_store
 from lazyfs.store.retrying import Retrying
 from lazyfs.store.settings import S3Settings
+from lazyfs.tiers import opened_cache
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
+from lazyfs.vfs.preloader import Preloader
 from lazyfs.vfs.procfs import still_open
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.slots import Slots
@@ -102,6 +101,7 @@ class _Mount:
     filesystem: FileSystem
     session: Session
     slots: Slots
+    preloader: Preloader | None
     started_s: float
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +121,7 @@ class _Mount:
             "bytes": size,
             "open_handles": len(self.filesystem.handles),
             "import": _progress_of(self.namespace),
+            "preload": None if self.preloader is None else asdict(self.preloader.progress),
             "cache": {
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
@@ -173,17 +174,11 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
         async with opened_index(directory, _identity(config), snapshot=snapshot, stores=stores) as index:
             await _settle_capabilities(bare, config, index)
             await index.remove_local()
-            async with (
-                opened_shared_tier(
-                    config.bucket, config.cache, scope=_scope(config), block_size=BLOCK_SIZE, stats=stats
-                ) as shared,
-                trio.open_nursery() as background,
-                _disk(config, stats) as disk,
-            ):
+            opened = opened_cache(config.bucket, config.cache, block_size=BLOCK_SIZE, stats=stats)
+            async with opened as cache, trio.open_nursery() as background:
                 slots = Slots(Concurrency())
                 backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
                 store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
-                cache = TieredCache(memory=MemoryTier(budget_bytes=config.cache.memory), disk=disk, shared=shared)
                 mount = _build(
                     config,
                     stats=stats,
@@ -254,8 +249,7 @@ async def _serve(mount: _Mount, on_ready: Callable[[], None], on_progress: Progr
             socket = registry.socket_path(config.mount.mountpoint)
             verbs = {"status": mount.status, "export": mount.export}
             await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
-            if config.cache.import_mode != "wait":
-                background.start_soon(_import, namespace)
+            background.start_soon(_bring_in, mount)
             on_ready()
             log.info("%s is mounted at %s", config.bucket.name, config.mount.mountpoint)
     finally:
@@ -282,6 +276,14 @@ async def _stop_on_signal(session: Session, *, task_status: trio.TaskStatus[None
         async for received in signals:
             log.info("%s: unmounting", signal.Signals(received).name)
             session.stop()
+
+
+async def _bring_in(mount: _Mount) -> None:
+    """The listing, if nobody has waited for it, and with `--preload` all data."""
+    if mount.config.cache.import_mode != "wait":
+        await _import(mount.namespace)
+    if mount.preloader is not None:
+        await mount.preloader.run()
 
 
 async def _import(namespace: Namespace) -> None:
@@ -358,7 +360,10 @@ def _build(
         source=config.bucket.name,
         allow_other=config.mount.allow_other,
     )
-    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, time.time())
+    preloader = None
+    if config.cache.preload and cache.disk is not None:
+        preloader = Preloader(namespace=namespace, fetcher=fetcher, disk=cache.disk)
+    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, preloader, time.time())
 
 
 def _settings(config: Config) -> S3Settings:
@@ -404,22 +409,6 @@ def _stores(config: Config, bare: S3Store, stats: Stats) -> OpenStore:
                     await found.aclose()
 
     return opened
-
-
-@contextlib.asynccontextmanager
-async def _disk(config: Config, stats: Stats) -> Any:
-    """The SSD tier, or None without a cache directory."""
-    if config.cache.directory is None:
-        yield None
-        return
-    blocks, limit = config.cache.directory / "blocks", config.cache.size
-    async with DiskTier(directory=blocks, limit_bytes=limit, scope=_scope(config), stats=stats) as disk:
-        yield disk
-
-
-def _scope(config: Config) -> str:
-    """What a block depends on besides its object's version."""
-    return f"{config.bucket.endpoint_url or ''}\0{config.bucket.name}\0{BLOCK_SIZE}"
 
 
 async def _settle_capabilities(bare: S3Store, config: Config, index: Index) -> None:

@@ -135,6 +135,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "memory": ("512MiB", 512 * 1024**2),
     "metadata-ttl": ("5m", 300.0),
     "import": ("wait", "wait"),
+    "preload": ("true", True),
     "index": ("s3://shared/train.idx", "s3://shared/train.idx"),
     "events": ("sqs:http://127.0.0.1:1/2/q", "sqs:http://127.0.0.1:1/2/q"),
     "shared-cache": ("redis://node:7000/2", RedisAddress(host="node", port=7000, db=2)),

@@ -102,7 +102,7 @@ class DiskTier:
     async def __aexit__(self, *_: object) -> None:
         with trio.CancelScope(shield=True):
             with trio.move_on_after(30):
-                await self._idle.wait()
+                await self.written()
             await trio.to_thread.run_sync(self._shut)
 
     @property
@@ -139,6 +139,10 @@ class DiskTier:
     def pending_bytes(self) -> int:
         """Bytes that wait to be written."""
         return self._pending_bytes
+
+    async def written(self) -> None:
+        """Return when nothing waits to be written."""
+        await self._idle.wait()
 
     def put_soon(self, oid: ObjectId, blocks: dict[int, Buffer], done: Callable[[], object]) -> None:
         """Write `blocks` in the background, then call `done`. Returns at once, never raises.

@@ -17,6 +17,8 @@ import trio
 from lazyfs.core.eviction import LRU
 from lazyfs.core.types import Buffer, ObjectId
 
+SPARE_SHARE = 4
+"""Of so much of the budget one part is for what can wait: the rest is there for a reader at any moment."""
 BlockKey = tuple[ObjectId, int]
 
 
@@ -97,6 +99,10 @@ class MemoryTier:
     def try_reserve(self, size: int) -> bool:
         """Promise `size` bytes now, or not at all. Nobody who waits is overtaken."""
         return not self._waiters and self._reserve(size)
+
+    def try_reserve_spare(self, size: int) -> bool:
+        """As `try_reserve`, for what can wait for ever: only while most of the budget is nobody's reservation."""
+        return self._reserved + size <= self.budget_bytes // SPARE_SHARE and self.try_reserve(size)
 
     async def reserve(self, size: int) -> None:
         """Promise `size` bytes, waiting in line while the budget is full of others' reservations.

@@ -76,6 +76,7 @@ class SharedTier:
         self._stats = stats
         self._clock = clock
         self._gets = trio.CapacityLimiter(engine.gets)
+        self._spare = trio.CapacityLimiter(max(1, engine.gets // 2))
         self._reading = Switch(failures=FAILURES, rest_s=REST_S)
         """Of the engine as a whole: while it is off, nothing is written either."""
         self._writing = Switch(failures=1, rest_s=REST_S)
@@ -97,12 +98,19 @@ class SharedTier:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    async def get_many(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> list[Loaded]:
+    async def get_many(self, oid: ObjectId, size: int, blocks: Sequence[int], *, urgent: bool = True) -> list[Loaded]:
         """Those of `blocks` (ascending) of the object of `size` bytes that are there and whole, in the buffers that
         they came in. Takes twice the engine's deadline at the most; never raises.
 
-        Waiting for a turn is no failure of the engine, so it has a deadline of its own.
+        What is not urgent leaves half of the turns to readers, and waits for its own without end.
         """
+        if urgent:
+            return await self._get_many(oid, size, blocks)
+        async with self._spare:
+            return await self._get_many(oid, size, blocks)
+
+    async def _get_many(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> list[Loaded]:
+        """Waiting for a turn is no failure of the engine, so it has a deadline of its own."""
         if not self._reading.is_on(self._clock()):
             return []
         with trio.move_on_after(self._engine.deadline_s) as turn:

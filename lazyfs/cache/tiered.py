@@ -35,14 +35,18 @@ class TieredCache:
         """Those of `blocks` that the disk has. Never raises; empty without a disk, and then without waiting."""
         return await self.disk.get_many(oid, blocks) if self.disk is not None else NOTHING
 
-    async def load_shared(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> dict[int, Buffer]:
+    async def load_shared(
+        self, oid: ObjectId, size: int, blocks: Sequence[int], *, to_memory: bool
+    ) -> dict[int, Buffer]:
         """Those of `blocks` (ascending) of the object of `size` bytes that other nodes have left, which are then kept
-        here too. The caller holds a reservation for all of them. Never raises; empty without a shared tier.
+        here too; what does not go `to_memory` has nobody who waits for it. The caller holds a reservation for all of
+        them. Never raises; empty without a shared tier.
         """
         found: dict[int, Buffer] = {}
         if self.shared is not None:
-            for loaded in await self.shared.get_many(oid, size, blocks):
-                self.memory.put(oid, dict(loaded.blocks), len(loaded.whole), loaded.whole)
+            for loaded in await self.shared.get_many(oid, size, blocks, urgent=to_memory):
+                if to_memory:
+                    self.memory.put(oid, dict(loaded.blocks), len(loaded.whole), loaded.whole)
                 found |= loaded.blocks
         if found:
             found = dict(sorted(found.items()))
@@ -50,7 +54,14 @@ class TieredCache:
         return found
 
     def admit(
-        self, oid: ObjectId, blocks: dict[int, Buffer], size: int, *, to_disk: bool, whole: memoryview | None = None
+        self,
+        oid: ObjectId,
+        blocks: dict[int, Buffer],
+        size: int,
+        *,
+        to_disk: bool,
+        to_memory: bool = True,
+        whole: memoryview | None = None,
     ) -> None:
         """Keep `blocks`, views into one buffer of `size` bytes for which the caller holds a reservation; `whole` is it,
         if it holds them in their order and nothing else. What goes `to_disk` came from S3, so it is shared as well.
@@ -58,7 +69,8 @@ class TieredCache:
         What waits to be written is held in memory, so it is reserved there: for the disk at most half of the budget,
         for others what the shared tier accepts; what exceeds that is not written. Writing never makes a reader wait.
         """
-        self.memory.put(oid, blocks, size, whole)
+        if to_memory:
+            self.memory.put(oid, blocks, size, whole)
         if not to_disk:
             return
         self._write_to_disk(oid, blocks, size)

@@ -73,6 +73,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
         yield "skipped", f"{report['skipped_keys']:,} keys that cannot be a path"
     if report.get("import"):
         yield "import", _import(report["import"])
+    if report.get("preload"):
+        yield "preload", _preload(report["preload"])
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
@@ -110,6 +112,16 @@ def _shared(shared: Report) -> str:
     states = {"on": "in use", "off": "not in use", "reading": "read only"}
     told = f"{shared['where']}, {states.get(shared['state'], shared['state'])}"
     return f"{told}; last error: {shared['last_error']}" if shared.get("last_error") else told
+
+
+def _preload(progress: Report) -> str:
+    state = str(progress.get("state", "unknown"))
+    if state == "full":
+        state = "stopped, the cache directory's --cache-size is used up"
+    parts = [state, f"{progress.get('files', 0):,} files", format_size(progress.get("bytes", 0))]
+    if progress.get("failures"):
+        parts.append(f"{progress['failures']:,} failed ({progress.get('error', '')})")
+    return ", ".join(parts)
 
 
 def _setting(name: str, value: Any) -> str:

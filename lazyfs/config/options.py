@@ -216,6 +216,13 @@ class CacheConfig:
         default="background",
         default_text="background",
     )
+    preload: bool = _option(
+        "preload",
+        parse_switch,
+        "",
+        "Bring all data to the cache directory in the background, as far as there is room.",
+        default=False,
+    )
     snapshot: str | None = _option(
         "index",
         parse_snapshot,

@@ -86,6 +86,8 @@ def load(
     name, prefix = parse_bucket(bucket)
     section = read_options(flags, bucket=name, mount_options=mount_options, file=file, environ=environ)
     _refuse_cache_in_itself(name, prefix, section["bucket"]["endpoint_url"], section["cache"]["shared"])
+    if section["cache"]["preload"] and section["cache"]["directory"] is None:
+        raise UsageError("--preload needs a place for the data: give a --cache-dir, not none")
     return Config(
         bucket=BucketConfig(name=name, prefix=prefix, **section["bucket"]),
         mount=MountConfig(mountpoint=_parse_mountpoint(mountpoint), **section["mount"]),

@@ -11,14 +11,17 @@ from functools import partial
 
 import trio
 
+from lazyfs.cache.blockfile import NOTHING
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.core.errors import NotFoundError, PreconditionFailedError, StaleError
-from lazyfs.core.ranges import block_range, plan_extents
+from lazyfs.core.ranges import block_range, blocks_of, plan_extents
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import Flight
 from lazyfs.vfs.slots import Slots, Ticket, Urgency
+
+_MEMORY_POLL_S = 0.02
 
 
 class _BlockFlight(Flight[dict[int, Buffer]]):
@@ -65,6 +68,10 @@ class Fetcher:
         """Blocks on their way; zero when nothing is going on."""
         return len(self._flights)
 
+    def blocks(self, size: int) -> range:
+        """All blocks of an object of `size` bytes."""
+        return blocks_of(Range(0, size), self.block_size)
+
     def run(self, oid: ObjectId, blocks: range) -> Buffer | None:
         """Neighbouring blocks in one piece if memory has them so: no await, no thread, no SQL, no copy."""
         return self._cache.run(oid, blocks)
@@ -98,14 +105,33 @@ class Fetcher:
 
         They are asked for in their order, ascending or descending: the first are needed first.
         """
-        missing = [
-            block for block in blocks if (oid, block) not in self._flights and self._cache.resident(oid, block) is None
-        ]
+        missing = self._not_coming(oid, blocks)
         for extent in plan_extents(missing, self._extent_blocks):
             if not self._cache.memory.try_reserve(self._span(extent, size).size):
                 self._stats.add("readahead.dropped_blocks", len(extent))
                 return
             self._start(oid, size, extent, urgency)
+
+    async def preload(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
+        """Bring to the disk `blocks` (ascending) that are not there; what a reader has brought comes there by itself.
+
+        Waits until there is memory that no reader needs. StaleError, StoreError.
+        """
+        missing = self._not_coming(oid, blocks)
+        for extent in plan_extents(missing, self._extent_blocks):
+            # Polled, because whoever waits in line would stand before a reader.
+            while not self._cache.memory.try_reserve_spare(self._span(extent, size).size):  # noqa: ASYNC110
+                await trio.sleep(_MEMORY_POLL_S)
+            if self._not_coming(oid, extent) == list(extent):
+                await self._start(oid, size, extent, Urgency.PRELOAD).wait()
+            else:
+                self._cache.memory.release(self._span(extent, size).size)
+
+    def _not_coming(self, oid: ObjectId, blocks: Sequence[int]) -> list[int]:
+        """Those of `blocks` that are neither in memory nor on their way."""
+        return [
+            block for block in blocks if (oid, block) not in self._flights and self._cache.resident(oid, block) is None
+        ]
 
     def _start(self, oid: ObjectId, size: int, extent: range, urgency: Urgency) -> _BlockFlight:
         """Send off the fetch of `extent`. A hint's memory is already reserved; a demand waits for its own."""
@@ -134,13 +160,14 @@ class Fetcher:
                 del self._flights[oid, block]
 
     async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
-        loaded = await self._cache.load(oid, extent)
+        preloading = ticket.urgency is Urgency.PRELOAD  # then it is known that the disk has nothing
+        loaded = await self._cache.load(oid, extent) if not preloading else NOTHING
         found = dict(loaded.blocks)
         if found:
             self._cache.admit(oid, found, len(loaded.whole), to_disk=False, whole=loaded.whole)
         missing = [block for block in extent if block not in found]
         if missing and self._cache.shared is not None:
-            found |= await self._cache.load_shared(oid, size, missing)
+            found |= await self._cache.load_shared(oid, size, missing, to_memory=not preloading)
             missing = [block for block in missing if block not in found]
         for run in plan_extents(missing, self._extent_blocks):
             found |= await self._get(ticket, oid, size, run)
@@ -158,7 +185,8 @@ class Fetcher:
         for block in run:
             part = block_range(block, self.block_size, size)
             blocks[block] = data[part.start - span.start : part.stop - span.start]
-        self._cache.admit(oid, blocks, len(data), to_disk=True, whole=data)
+        to_memory = ticket.urgency is not Urgency.PRELOAD  # it may have been promoted meanwhile
+        self._cache.admit(oid, blocks, len(data), to_memory=to_memory, to_disk=True, whole=data)
         return blocks
 
     def _span(self, extent: range, size: int) -> Range:

@@ -283,3 +283,14 @@ def test_blocks_that_came_in_two_buffers_are_no_run() -> None:
     assert tier.run(OID, range(1, 3)) is None
     assert tier.run(OID, range(2, 3)) == bytes(8)
     assert tier.run(OID, range(3, 5)) is None
+
+
+def test_what_can_wait_gets_a_quarter_of_the_budget_and_less_when_others_hold_some() -> None:
+    tier = MemoryTier(budget_bytes=100)
+    assert tier.try_reserve_spare(20)
+    assert not tier.try_reserve_spare(6)
+    assert tier.try_reserve_spare(5)
+    tier.release(25)
+    assert tier.try_reserve(24)
+    assert not tier.try_reserve_spare(2)
+    tier.release(24)

@@ -195,7 +195,7 @@ async def test_what_comes_goes_to_memory_and_disk_and_not_back(tmp_path: Path) -
         memory = MemoryTier(budget_bytes=10_000)
         cache = TieredCache(memory=memory, disk=disk, shared=tier)
         await memory.reserve(600)
-        assert list(await cache.load_shared(OID, SIZE, [2, 3, 4, 5, 6, 7])) == [2, 3, 4, 5, 6, 7]
+        assert list(await cache.load_shared(OID, SIZE, [2, 3, 4, 5, 6, 7], to_memory=True)) == [2, 3, 4, 5, 6, 7]
         memory.release(600)
         await disk._idle.wait()
         assert [bytes(cache.resident(OID, number) or b"") for number in range(2, 8)] == [block(n) for n in range(2, 8)]
@@ -297,6 +297,35 @@ async def test_waiting_for_a_turn_is_no_failure(room: Room) -> None:
         await trio.sleep(room.engine.deadline_s + 0.01)
         assert (room.count("busy_blocks"), room.count("errors")) == (1, 0)
         assert tier.status()["state"] == "on"
+
+
+@pytest.mark.autojump
+async def test_what_is_not_urgent_leaves_turns_to_readers(room: Room) -> None:
+    room.engine.deadline_s = 50.0
+    async with room.tier() as tier, trio.open_nursery() as nursery:
+        await put(tier, range(4))
+        room.engine.hold = trio.Event()
+        for _ in range(10):
+            nursery.start_soon(lambda: tier.get_many(OID, SIZE, range(4), urgent=False))
+        await trio.sleep(1)
+        assert tier._gets.borrowed_tokens == room.engine.gets // 2
+        room.engine.hold.set()
+    assert room.count("hit_blocks") == 40
+    assert room.count("busy_blocks") == 0
+
+
+async def test_a_preload_goes_past_memory(tmp_path: Path) -> None:
+    room = Room(4)
+    async with (
+        room.tier() as tier,
+        DiskTier(directory=tmp_path / "b", limit_bytes=10**7, scope="s", stats=room.stats) as disk,
+    ):
+        await put(tier, range(8))
+        cache = TieredCache(memory=MemoryTier(budget_bytes=10_000), disk=disk, shared=tier)
+        assert set(await cache.load_shared(OID, SIZE, range(8), to_memory=False)) == set(range(8))
+        await disk.written()
+        assert cache.memory.used_bytes == 0
+        assert set((await disk.get_many(OID, range(8))).blocks) == set(range(8))
 
 
 async def test_a_cancelled_reader_takes_nothing_along(room: Room) -> None:

@@ -15,7 +15,7 @@ from minio import Minio
 
 from lazyfs.core.concurrency import LOWEST, START
 from tests.fuse.conftest import Mounter
-from tests.fuse.mounts import drop_page_cache, mounted, until
+from tests.fuse.mounts import drop_page_cache, environment, lazyfs, mounted, until
 from tests.fuse.trees import get, keys, odd_tree, put, random_bytes, read_tree, visible
 from tests.proxy import Seen, proxied
 from tests.servers import Server
@@ -207,3 +207,28 @@ def test_a_server_that_refuses_is_asked_by_fewer_and_every_byte_is_right(
         assert m.stat_of("s3.throttles") == len(refused)
         assert LOWEST <= m.status()["connections"]["limit"] < START
         assert "requests in flight" in m.lazyfs("status", m.path).stdout
+
+
+def test_after_a_preload_the_whole_tree_is_read_without_the_endpoint(
+    mount: Mounter, server: Server, client: Minio, bucket: str
+) -> None:
+    files = {f"d{number % 5}/f{number:03}": random_bytes(50_000 + number) for number in range(60)}
+    files["large"] = random_bytes(6 * MIB)
+    for key, data in files.items():
+        put(client, bucket, key, data)
+    with proxied(server) as proxy:
+        m = mount("--read-only", "--preload", "--metadata-ttl", "indefinite", on=proxy.server)
+        until(lambda: m.status()["preload"]["state"] == "done", "the preload", timeout_s=60)
+        assert m.status()["preload"]["files"] == len(files)
+        asked = proxy.count()
+        proxy.refuse = lambda _: (403, "AccessDenied")
+        assert read_tree(m.path)[0] == files
+        assert proxy.count() == asked
+
+
+def test_preload_without_a_place_for_the_data_is_refused(bucket: str, server: Server, tmp_path: Path) -> None:
+    done = lazyfs(
+        "mount", bucket, tmp_path, "--preload", "--cache-dir", "none", env=environment(server, tmp_path / "home")
+    )
+    assert done.returncode == 2
+    assert "--cache-dir" in done.stderr

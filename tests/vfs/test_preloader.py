@@ -1,0 +1,152 @@
+"""Preload: everything comes to the disk, readers first, and what cannot come does not stop the rest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.cache.disk import DiskTier
+from lazyfs.core.errors import AccessDeniedError
+from lazyfs.vfs import preloader
+from lazyfs.vfs.preloader import Preloader
+from tests.vfs.building import Knobs, Mount, mounted
+from tests.vfs.stores import ScriptedStore
+
+warns = pytest.mark.expect_warnings
+
+
+def content(number: int, size: int = 100) -> bytes:
+    return bytes((number * 7 + index) % 251 for index in range(size))
+
+
+def filled(files: int = 20, size: int = 100) -> ScriptedStore:
+    store = ScriptedStore()
+    for number in range(files):
+        store.put_now(f"d{number % 3}/e/f{number:03}", content(number, size))
+    store.put_now("d1/empty", b"")
+    return store
+
+
+@asynccontextmanager
+async def room(store: ScriptedStore, tmp_path: Path, **knobs: Any) -> AsyncIterator[tuple[Mount, Preloader]]:
+    """A mount that has listed its bucket, and what preloads it."""
+    sizes = Knobs(**{"memory": 16384, **knobs})
+    async with mounted(store, tmp_path / "index", disk=tmp_path / "blocks", ttl_s=float("inf"), knobs=sizes) as m:
+        await m.namespace.refresh()
+        yield m, Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m))
+
+
+def disk_of(m: Mount) -> DiskTier:
+    assert m.cache.disk is not None
+    return m.cache.disk
+
+
+async def run(m: Mount, preload: Preloader) -> None:
+    with trio.fail_after(20):
+        await preload.run()
+    await m.settle()
+
+
+async def test_everything_is_on_the_disk_and_nothing_is_fetched_twice(tmp_path: Path) -> None:
+    store = filled()
+    async with room(store, tmp_path) as (m, preload):
+        await run(m, preload)
+        assert (preload.progress.state, preload.progress.files, preload.progress.bytes) == ("done", 20, 2000)
+        assert store.fetched == 2000
+        assert m.cache.memory.used_bytes == 0, "memory is left to those who read"
+        for number in range(20):
+            assert await m.read(f"d{number % 3}/e/f{number:03}") == content(number)
+        assert store.fetched == 2000
+        again = Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m))
+        await run(m, again)
+        assert (again.progress.state, again.progress.files, store.fetched) == ("done", 20, 2000)
+
+
+async def test_what_a_reader_brought_is_not_fetched_again(tmp_path: Path) -> None:
+    store = filled()
+    async with room(store, tmp_path) as (m, preload):
+        assert await m.read("d0/e/f003") == content(3)
+        await m.settle()
+        before = store.fetched
+        await run(m, preload)
+        assert preload.progress.files == 20
+        assert store.fetched == 2000
+        assert before >= 100
+
+
+async def test_a_reader_goes_before_and_shares_what_is_on_its_way(tmp_path: Path) -> None:
+    store = filled(files=60)
+    async with room(store, tmp_path, slots=4) as (m, preload):
+        held = store.hold("get")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(preload.run)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert store.now["get"] == 2, "half of the slots"
+            read: list[bytes] = []
+
+            async def reader() -> None:
+                read.append(await m.read("d2/e/f059"))
+
+            nursery.start_soon(reader)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert store.now["get"] == 4, "the other slots are the reader's"
+            held.set()
+        await m.settle()
+        assert read == [content(59)]
+        assert store.fetched == 6000
+
+
+@warns
+async def test_one_object_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
+    store = filled()
+    store.fail("get", 3, AccessDeniedError("no"))
+    async with room(store, tmp_path) as (m, preload):
+        await run(m, preload)
+        assert (preload.progress.state, preload.progress.files) == ("done", 20), "the next pass brought it"
+        assert store.fetched == 2000
+
+
+@warns
+async def test_when_nothing_can_be_fetched_it_ends_and_says_why(tmp_path: Path) -> None:
+    store = filled(files=300)
+    for number in range(1, 400):
+        store.fail("get", number, AccessDeniedError("the key may not be read"))
+    async with room(store, tmp_path) as (m, preload):
+        await run(m, preload)
+        assert preload.progress.state == "failed"
+        assert "may not be read" in preload.progress.error
+        assert store.calls["get"] < 2 * preloader.JOBS
+
+
+async def test_what_was_replaced_meanwhile_is_not_an_error(tmp_path: Path) -> None:
+    store = filled()
+    async with room(store, tmp_path) as (m, preload):
+        store.put_now("d0/e/f000", b"another")
+        await run(m, preload)
+        assert (preload.progress.state, preload.progress.failures) == ("done", 0)
+        assert (preload.progress.files, preload.progress.bytes) == (20, 1907), "the next pass brought the new one"
+
+
+async def test_it_ends_before_it_evicts_what_it_brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled()
+    async with room(store, tmp_path) as (m, preload):
+        monkeypatch.setattr(disk_of(m), "_limit_bytes", 950)
+        await run(m, preload)
+        assert (preload.progress.state, preload.progress.bytes) == ("full", 900)
+        assert store.fetched == 900
+
+
+async def test_a_small_memory_makes_it_wait_and_not_fail(tmp_path: Path) -> None:
+    store = filled(files=40, size=200)
+    async with room(store, tmp_path, memory=128) as (m, preload):
+        await run(m, preload)
+        assert (preload.progress.state, preload.progress.failures) == ("done", 0)
+        assert store.fetched >= 8000
+        for number in range(40):
+            assert await m.read(f"d{number % 3}/e/f{number:03}") == content(number, 200)
