@@ -19,8 +19,6 @@ from typing import Any
 
 import trio
 
-from lazyfs.cache.disk import DiskTier
-from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
 from lazyfs.config.endpoint import s3_settings
@@ -42,6 +40,7 @@ from lazyfs.store.probe import probe
 from lazyfs.store.remote import S3Store, open_s3_store
 from lazyfs.store.retrying import Retrying
 from lazyfs.store.settings import S3Settings
+from lazyfs.tiers import opened_cache
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
@@ -126,6 +125,7 @@ class _Mount:
             "cache": {
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
+                "shared": None if self.cache.shared is None else self.cache.shared.status(),
             },
             "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
             "stats": dict(self.stats.snapshot()),
@@ -174,7 +174,8 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
         async with opened_index(directory, _identity(config), snapshot=snapshot, stores=stores) as index:
             await _settle_capabilities(bare, config, index)
             await index.remove_local()
-            async with trio.open_nursery() as background, _disk(config, stats) as disk:
+            opened = opened_cache(config.bucket, config.cache, block_size=BLOCK_SIZE, stats=stats)
+            async with opened as cache, trio.open_nursery() as background:
                 slots = Slots(Concurrency())
                 backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
                 store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
@@ -185,7 +186,7 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
                     store=store,
                     slots=slots,
                     index=index,
-                    disk=disk,
+                    cache=cache,
                     background=background,
                 )
                 await _serve(mount, on_ready, on_progress, background)
@@ -303,12 +304,10 @@ def _build(
     store: Store,
     slots: Slots,
     index: Index,
-    disk: DiskTier | None,
+    cache: TieredCache,
     background: trio.Nursery,
 ) -> _Mount:
     """Put the parts together; nothing runs yet."""
-    memory = MemoryTier(budget_bytes=config.cache.memory)
-    cache = TieredCache(memory=memory, disk=disk)
     namespace = Namespace(
         index=index,
         store=store,
@@ -335,7 +334,7 @@ def _build(
     def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
         return Writer(
             store=store,
-            memory=memory,
+            memory=cache.memory,
             nursery=background,
             key=key,
             content=content,
@@ -362,8 +361,8 @@ def _build(
         allow_other=config.mount.allow_other,
     )
     preloader = None
-    if config.cache.preload and disk is not None:
-        preloader = Preloader(namespace=namespace, fetcher=fetcher, disk=disk)
+    if config.cache.preload and cache.disk is not None:
+        preloader = Preloader(namespace=namespace, fetcher=fetcher, disk=cache.disk)
     return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, preloader, time.time())
 
 
@@ -410,19 +409,6 @@ def _stores(config: Config, bare: S3Store, stats: Stats) -> OpenStore:
                     await found.aclose()
 
     return opened
-
-
-@contextlib.asynccontextmanager
-async def _disk(config: Config, stats: Stats) -> Any:
-    """The SSD tier, or None without a cache directory."""
-    if config.cache.directory is None:
-        yield None
-        return
-    scope = f"{config.bucket.endpoint_url or ''}\0{config.bucket.name}\0{BLOCK_SIZE}"
-    async with DiskTier(
-        directory=config.cache.directory / "blocks", limit_bytes=config.cache.size, scope=scope, stats=stats
-    ) as disk:
-        yield disk
 
 
 async def _settle_capabilities(bare: S3Store, config: Config, index: Index) -> None:

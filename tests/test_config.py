@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lazyfs.cache.engine import BucketAddress, RedisAddress
 from lazyfs.cli.reference import configuration
 from lazyfs.config import OPTIONS, CacheConfig, Config, LogConfig, load, machine, parse_bucket, parse_mount_options
 from lazyfs.core.errors import UsageError
@@ -137,6 +138,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "preload": ("true", True),
     "index": ("s3://shared/train.idx", "s3://shared/train.idx"),
     "events": ("sqs:http://127.0.0.1:1/2/q", "sqs:http://127.0.0.1:1/2/q"),
+    "shared-cache": ("redis://node:7000/2", RedisAddress(host="node", port=7000, db=2)),
+    "shared-cache-ttl": ("12h", 12 * 3600.0),
     "part-size": ("16MiB", 16 * 1024**2),
     "no-overwrite": ("true", True),
     "no-delete": ("true", True),
@@ -190,6 +193,19 @@ BAD = [
     ("events", "kafka"),
     ("events", "minio:x"),
     ("events", "sqs:my-queue"),
+    ("shared-cache", "memcached://node"),
+    ("shared-cache", "/mnt/nfs"),
+    ("shared-cache", "s3://"),
+    ("shared-cache", "s3://bucket?region=x"),
+    ("shared-cache", "s3://bucket/p?endpoint=nonsense"),
+    ("shared-cache", "redis://"),
+    ("shared-cache", "redis://node:port"),
+    ("shared-cache", "redis://node/name"),
+    ("shared-cache", "redis://node?ssl_ca_certs=/ca.pem"),
+    ("shared-cache", "redis+cluster://node/1"),
+    ("shared-cache", "rediss://[::1"),
+    ("shared-cache", "rediss://node?&"),
+    ("shared-cache-ttl", "0"),
     ("part-size", "4MiB"),
     ("part-size", "6GiB"),
     ("storage-class", "cold & cheap"),
@@ -210,6 +226,73 @@ def test_an_endpoint_with_a_password_is_refused_and_not_repeated(environ: dict[s
     with pytest.raises(UsageError, match="credentials do not belong") as caught:
         loaded(environ, {"endpoint-url": "https://me:hush@example.com"})
     assert "hush" not in str(caught.value)
+
+
+SHARED = [
+    ("none", None),
+    ("redis://node", RedisAddress(host="node")),
+    ("redis://[::1]:7000/3", RedisAddress(host="::1", port=7000, db=3)),
+    ("rediss://u:p%40%23@node/", RedisAddress(host="node", tls=True, username="u", password="p@#")),
+    ("rediss+cluster://:p@node:7", RedisAddress(host="node", port=7, tls=True, cluster=True, password="p")),
+    (
+        "rediss://node?ssl_ca_certs=/a&ssl_certfile=/b&ssl_keyfile=/c",
+        RedisAddress(host="node", tls=True, ca_file="/a", cert_file="/b", key_file="/c"),
+    ),
+    ("s3://near--use1-az4--x-s3", BucketAddress(bucket="near--use1-az4--x-s3")),
+    ("s3://near/a/b/", BucketAddress(bucket="near", prefix="a/b/")),
+    ("s3://near/a?endpoint=http://n:9/", BucketAddress(bucket="near", prefix="a/", endpoint_url="http://n:9")),
+]
+
+
+@pytest.mark.parametrize(("url", "expected"), SHARED)
+def test_urls_of_a_shared_cache(url: str, expected: BucketAddress | RedisAddress | None) -> None:
+    assert loaded({"LAZYFS_SHARED_CACHE": url}).cache.shared == expected
+    if expected is not None:
+        assert "p@#" not in expected.where + repr(expected)
+        assert expected.where.startswith(url.partition("://")[0] + "://")
+
+
+@pytest.mark.parametrize("url", ["redis://u:hush@node", "rediss+cluster://:hush@node:1"])
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(
+    url: str, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    for given in ({"flags": {"shared-cache": url}}, {"mount_options": f"shared_cache={url}"}):
+        with pytest.raises(UsageError, match="is seen by everybody; set it as LAZYFS_SHARED_CACHE") as caught:
+            loaded(environ, **given)
+        assert "hush" not in str(caught.value)
+    file = tmp_path / "config.toml"
+    file.write_text(f'shared-cache = "{url}"\n')
+    for config in (loaded({**environ, "LAZYFS_SHARED_CACHE": url}), loaded(environ, file=file)):
+        assert isinstance(config.cache.shared, RedisAddress)
+        assert config.cache.shared.password == "hush"
+        assert "hush" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:hush@node:port",
+        "redis://u:hu#sh@node",
+        "redis://u:hush@node?x=hush",
+        "redis://u:hu/sh@node",
+        "s3://u:hush@bucket",
+        "amqp://u:hush@node",
+        "s3://bucket/?endpoint=http://u:hush@node",
+        "s3://bucket/?secret=hush",
+    ],
+)
+def test_a_bad_url_with_a_password_is_not_repeated(url: str, environ: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        loaded({**environ, "LAZYFS_SHARED_CACHE": url})
+    assert "hu" not in str(caught.value)
+
+
+def test_a_shared_cache_inside_the_mount_is_refused(environ: dict[str, str]) -> None:
+    for bucket, url in [("data", "s3://data/cache"), ("data/a", "s3://data/a"), ("data/a", "s3://data/a/b")]:
+        with pytest.raises(UsageError, match="lies inside what is mounted"):
+            load(bucket, "/mnt/x", {"shared-cache": url}, environ=environ)
+    for bucket, url in [("data/a", "s3://data/b"), ("data", "s3://data2/x"), ("data", "s3://data?endpoint=http://n")]:
+        load(bucket, "/mnt/x", {"shared-cache": url}, environ=environ)
 
 
 def test_indefinite_is_infinite(environ: dict[str, str]) -> None:

@@ -27,7 +27,8 @@ In TOML, sizes in bytes, seconds and ids may be bare numbers, switches are `true
 switch that is set in the file is unset with its variable: `LAZYFS_NO_DELETE=false`.
 
 Credentials are not options. They come from the `AWS_*` variables and files, as with every AWS tool, and a URL with a
-password in it is refused.
+password in it is refused. Only that of a Redis may hold one: `LAZYFS_SHARED_CACHE=rediss://user:password@host:6379/0`,
+or the line in the TOML file, and never an argument, which every user of the machine can see.
 """
 
 _TAIL = """

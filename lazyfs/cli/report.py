@@ -78,6 +78,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
+    if shared := (report.get("cache") or {}).get("shared"):
+        yield "shared", _shared(shared)
     if connections := report.get("connections"):
         yield "reading", f"{connections['in_flight']} requests in flight, at most {connections['limit']} now"
     if report.get("open_handles"):
@@ -104,6 +106,12 @@ def _import(progress: Report) -> str:
     if progress.get("error"):
         parts.append(str(progress["error"]))
     return ", ".join(parts)
+
+
+def _shared(shared: Report) -> str:
+    states = {"on": "in use", "off": "not in use", "reading": "read only"}
+    told = f"{shared['where']}, {states.get(shared['state'], shared['state'])}"
+    return f"{told}; last error: {shared['last_error']}" if shared.get("last_error") else told
 
 
 def _preload(progress: Report) -> str:

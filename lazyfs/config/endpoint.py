@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from lazyfs.cache.engine import BucketAddress
 from lazyfs.config.options import BucketConfig
 from lazyfs.store.settings import S3Settings
 
@@ -19,4 +22,17 @@ def s3_settings(bucket: BucketConfig, *, max_connections: int, bulk_connections:
         expected_bucket_owner=bucket.expected_bucket_owner,
         max_connections=max_connections,
         bulk_connections=max_connections if bulk_connections is None else bulk_connections,
+    )
+
+
+def shared_settings(bucket: BucketConfig, shared: BucketAddress, *, max_connections: int) -> S3Settings:
+    """The settings of the store for the shared cache of a mount of `bucket`: the same user, always signed."""
+    settings = s3_settings(bucket, max_connections=max_connections)
+    return replace(
+        settings,
+        bucket=shared.bucket,
+        endpoint_url=shared.endpoint_url or settings.endpoint_url,
+        no_sign_request=False,  # a public origin is no reason to write anonymously
+        requester_pays=False,
+        expected_bucket_owner=None,
     )

@@ -24,6 +24,7 @@ from lazyfs.config.machine import (
     default_log_file,
     default_memory,
 )
+from lazyfs.config.shared import SharedCache, parse_shared_cache
 from lazyfs.config.values import (
     one_of,
     parse_account,
@@ -39,6 +40,7 @@ from lazyfs.config.values import (
     parse_storage_class,
     parse_switch,
     parse_text,
+    parse_ttl,
 )
 from lazyfs.core.units import parse_duration, parse_size
 
@@ -232,6 +234,22 @@ class CacheConfig:
         parse_events,
         "minio|sqs:URL",
         "Be told of changes at once: by the server's own stream, or by an SQS queue that is this mount's alone.",
+    )
+    shared: SharedCache | None = _option(
+        "shared-cache",
+        parse_shared_cache,
+        "URL|none",
+        "Where nodes share what one of them fetched: s3://BUCKET/PREFIX, a nearer bucket (?endpoint=URL for another "
+        "server), or redis://HOST:PORT/DB, rediss:// for TLS, redis+cluster:// for a cluster. A URL with a password "
+        "is taken from the variable or the file only.",
+    )
+    shared_ttl_s: float = _option(
+        "shared-cache-ttl",
+        parse_ttl,
+        "TIME|indefinite",
+        "When Redis forgets what was shared; a bucket needs a lifecycle rule.",
+        default=7 * 86400.0,
+        default_text="7d",
     )
 
 

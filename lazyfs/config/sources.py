@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lazyfs.cache.engine import BucketAddress
 from lazyfs.config.machine import xdg_directory
 from lazyfs.config.options import (
     OPTIONS,
@@ -25,6 +26,7 @@ from lazyfs.config.options import (
     MountConfig,
     WriteConfig,
 )
+from lazyfs.config.shared import SharedCache
 from lazyfs.config.values import BARE_NUMBERS, parse_switch, parse_text
 from lazyfs.core.errors import UsageError
 
@@ -83,6 +85,7 @@ def load(
     _refuse_swapped(bucket, mountpoint)
     name, prefix = parse_bucket(bucket)
     section = read_options(flags, bucket=name, mount_options=mount_options, file=file, environ=environ)
+    _refuse_cache_in_itself(name, prefix, section["bucket"]["endpoint_url"], section["cache"]["shared"])
     if section["cache"]["preload"] and section["cache"]["directory"] is None:
         raise UsageError("--preload needs a place for the data: give a --cache-dir, not none")
     return Config(
@@ -110,6 +113,7 @@ def read_options(
     for option in OPTIONS:
         if option.name in given:
             values[option.name] = _parse(option.parse, given[option.name])
+            _refuse_shown(values[option.name], given[option.name])
         else:
             values[option.name] = option.default(values, environ)
         section.setdefault(option.group, {})[option.field] = values[option.name]
@@ -152,6 +156,14 @@ def _refuse_swapped(bucket: str, mountpoint: str) -> None:
         )
     if _looks_like_path(bucket):
         raise UsageError(f"{bucket!r} is a path, not a bucket: write BUCKET, BUCKET/PREFIX or s3://BUCKET/PREFIX")
+
+
+def _refuse_cache_in_itself(name: str, prefix: str, endpoint: str | None, shared: SharedCache | None) -> None:
+    """What is shared must not appear in the mount, where it would be cached in its turn."""
+    if not isinstance(shared, BucketAddress) or (shared.bucket, shared.endpoint_url or endpoint) != (name, endpoint):
+        return
+    if shared.prefix.startswith(prefix):
+        raise UsageError("the shared cache lies inside what is mounted; give it a bucket or a prefix of its own")
 
 
 def _looks_like_path(text: str) -> bool:
@@ -241,6 +253,13 @@ def _from_toml_value(name: str, value: object, file: Path) -> Given:
     if not isinstance(value, str) or option.is_switch:
         raise UsageError(f"{where}: write {'true or false' if option.is_switch else 'it in quotes'}")
     return Given(value, where)
+
+
+def _refuse_shown(value: object, given: Given) -> None:
+    """Every user of the machine sees the arguments of a process, for as long as it runs."""
+    if given.where.startswith("-") and getattr(value, "has_secret", False):
+        variable = _BY_NAME[given.where.removeprefix("-o ").lstrip("-")].variable
+        raise UsageError(f"{given.where}: a password on the command line is seen by everybody; set it as {variable}")
 
 
 def _nearest(name: str) -> str:

@@ -94,6 +94,14 @@ def parse_part_size(text: str) -> int:
     return size
 
 
+def parse_ttl(text: str) -> float:
+    """Seconds until something expires, at least one; infinity for `indefinite`."""
+    seconds = parse_duration(text)
+    if seconds < 1:
+        raise UsageError(f"{text} is too short: at least 1s")
+    return seconds
+
+
 def parse_endpoint(text: str) -> str:
     """An http or https URL of a server, without credentials. Never repeats the URL: it may hold a password."""
     match = re.fullmatch(r"https?://([^/?#\s]+)/?([^?#\s]*)", text.strip())
@@ -130,5 +138,5 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse_word
 
 
-BARE_NUMBERS = (parse_size, parse_memory, parse_part_size, parse_duration, parse_id)
+BARE_NUMBERS = (parse_size, parse_memory, parse_part_size, parse_duration, parse_ttl, parse_id)
 """Parsers whose TOML value may be a bare number. A mode may not: 644 would be read in decimal."""

@@ -101,6 +101,17 @@ class TruncatedError(TransientStoreError):
     """Fewer bytes arrived than were promised."""
 
 
+# -- what the engine of a cache says; never leaves the tier ---------------------------------------------------
+
+
+class CacheError(LazyfsError):
+    """The engine could not answer: no connection, no time, no entry."""
+
+
+class CacheRefusedError(CacheError):
+    """The engine is well, and does not take what it was given: it is full, or we may not write."""
+
+
 # -- what the file system says ------------------------------------------------------------------------------
 
 

@@ -30,6 +30,26 @@ class PutOptions:
 DEFAULT_PUT = PutOptions()
 
 
+class Blobs(Protocol):
+    """A bucket as a place of values that check themselves: whichever version is there will do. Raises StoreError."""
+
+    async def get_any(self, key: str, *, limit_bytes: int) -> Buffer:
+        """The whole object as it is now; empty if it is larger than `limit_bytes`. NotFoundError if there is none."""
+        ...
+
+    async def put(self, key: str, body: Buffer) -> str:
+        """See Store.put."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """See Store.delete."""
+        ...
+
+    async def aclose(self) -> None:
+        """See Store.aclose."""
+        ...
+
+
 class Store(Protocol):
     """A bucket. All methods raise `StoreError` and its children, and nothing else."""
 

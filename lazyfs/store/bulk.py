@@ -9,10 +9,11 @@ obstore refuses some keys (`accepts` tells which) and endpoints that answer a ra
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -74,25 +75,41 @@ class BulkReader:
         read = functools.partial(self._read, oid, span)
         return await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._limiter)
 
+    async def get_any(self, key: str, *, limit_bytes: int) -> Buffer:
+        """See Blobs.get_any."""
+        read = functools.partial(self._read_any, key, limit_bytes)
+        return await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._limiter)
+
+    def _read_any(self, key: str, limit_bytes: int) -> Buffer:
+        with self._translated(f"GET {key!r}"):
+            answer = obstore.get(self._store, key)
+            # What is too large is known before its body is read.
+            return memoryview(answer.bytes()) if answer.meta["size"] <= limit_bytes else b""
+
     def _read(self, oid: ObjectId, span: Range) -> Buffer:
         what = f"GET {oid.key!r}"
         options: Any = {"range": (span.start, span.stop)}
         if oid.etag:
             options["if_match"] = f'"{oid.etag}"'
-        try:
+        with self._translated(what):
             answer = obstore.get(self._store, oid.key, options=options)
             etag = (answer.meta["e_tag"] or "").strip('"')
             if etag != oid.etag:
                 raise PreconditionFailedError(f"{what}: the object is another version now")
             body = memoryview(answer.bytes())
+        if len(body) != span.size:
+            raise TruncatedError(f"{what}: {len(body)} of {span.size} bytes arrived")
+        return body
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
             failure = self._provider.failure  # another thread may clear it meanwhile
             if failure is not None and _NO_KEYS in str(error):
                 raise failure from None
             raise translate(error, what) from None
-        if len(body) != span.size:
-            raise TruncatedError(f"{what}: {len(body)} of {span.size} bytes arrived")
-        return body
 
 
 def translate(error: Exception, what: str) -> StoreError:

@@ -79,6 +79,13 @@ class S3Store:
         self._stats.add("s3.bytes.read", len(body))
         return body
 
+    async def get_any(self, key: str, *, limit_bytes: int) -> Buffer:
+        """See Blobs.get_any."""
+        self._stats.add("s3.requests.get")
+        body = await self._bulk.get_any(key, limit_bytes=limit_bytes)
+        self._stats.add("s3.bytes.read", len(body))
+        return body
+
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
         """See probe.Probeable."""
         self._stats.add("s3.requests.get")

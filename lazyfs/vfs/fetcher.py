@@ -1,4 +1,4 @@
-"""Blocks on their way: memory, then flights that are under way, then SSD, then one range GET per extent.
+"""Blocks on their way: memory, then flights under way, then SSD, then what nodes share, then one GET per extent.
 
 Each block is in at most one flight, shared by all who want it. A flight runs in the mount's nursery, holds a
 reservation of memory for exactly the bytes that it fetches, and takes a slot only while it talks to S3.
@@ -166,6 +166,9 @@ class Fetcher:
         if found:
             self._cache.admit(oid, found, len(loaded.whole), to_disk=False, whole=loaded.whole)
         missing = [block for block in extent if block not in found]
+        if missing and self._cache.shared is not None:
+            found |= await self._cache.load_shared(oid, size, missing, to_memory=not preloading)
+            missing = [block for block in missing if block not in found]
         for run in plan_extents(missing, self._extent_blocks):
             found |= await self._get(ticket, oid, size, run)
         return found

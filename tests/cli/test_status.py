@@ -132,6 +132,18 @@ def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "1,234 files, 5.0 GiB" in shown
 
 
+@pytest.mark.parametrize(
+    ("shared", "row"),
+    [
+        ({"where": "redis://n:1/0", "state": "on", "last_error": None}, "redis://n:1/0, in use"),
+        ({"where": "s3://b", "state": "off", "last_error": "no"}, "s3://b, not in use; last error: no"),
+        ({"where": "s3://b", "state": "reading", "last_error": "full"}, "s3://b, read only; last error: full"),
+    ],
+)
+def test_the_shared_cache_is_shown(shared: dict[str, Any], row: str) -> None:
+    assert dict(rows_of({**ANSWER, "state": "mounted", "cache": {"shared": shared}}))["shared"] == row
+
+
 def test_a_read_only_mount_does_not_lack_what_writers_need() -> None:
     assert "lacking" not in dict(rows_of({**ANSWER, "state": "mounted", "read_only": True}))
 
