@@ -32,6 +32,8 @@ class ReadAheadPolicy:
                    between what is needed now and what is needed last
     bridge         a gap, or a step back, of at most this or the read's own size still counts as sequence: the kernel's
                    parallel read-ahead delivers neighbouring requests slightly out of order
+    eager_window   what is asked for ahead of a first read that begins the file and is `eager_read` or larger: whoever
+                   begins so has nearly always come for all of it, and would otherwise wait for two more round trips
     max_cursors    streams followed per file; the least recently used is forgotten
     """
 
@@ -40,6 +42,8 @@ class ReadAheadPolicy:
     growth: int = 3
     step: int = 4 * 1024**2
     bridge: int = 512 * 1024
+    eager_window: int = 8 * 1024**2
+    eager_read: int = 256 * 1024
     max_cursors: int = 8
 
 
@@ -109,13 +113,12 @@ class ReadAhead:
 
         The range lies where the stream of this read is going: at or after `read.stop`, or at or before `read.start` if
         three reads have run backward. It never overlaps one that this stream was told before. A reader that is not
-        sequential is told nothing.
+        sequential is told nothing, unless it begins with much of the file's beginning.
         """
         bridge = max(self.policy.bridge, read.size)  # large requests change places as small ones do
         cursor = self._find(read, size, bridge)
         if cursor is None:
-            self._begin(read, bridge)
-            return EMPTY
+            return self._begin(read, size, bridge)
         if not cursor.is_backward:
             return self._advance(cursor, read, size, grid=0)
         ahead = self._advance(cursor, _mirrored(read, size), size, grid=size)
@@ -159,11 +162,17 @@ class ReadAhead:
                 return cursor
         return None
 
-    def _begin(self, read: Range, bridge: int) -> None:
+    def _begin(self, read: Range, size: int, bridge: int) -> Range:
+        is_first = not self._cursors
         is_step_back = any(cursor.precedes(read, bridge) for cursor in self._cursors)
         self._cursors.append(_Cursor(read, is_step_back, position=read.stop, fetched=read.stop, began=read.stop))
         if len(self._cursors) > self.policy.max_cursors:
             del self._cursors[0]
+        stop = min(read.stop + min(self.policy.eager_window, self.policy.max_window), size)
+        if not is_first or read.start > 0 or read.size < self.policy.eager_read or read.stop >= stop:
+            return EMPTY
+        self._cursors[-1].fetched = stop
+        return Range(read.stop, stop)
 
 
 def _mirrored(span: Range, size: int) -> Range:

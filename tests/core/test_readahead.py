@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from random import Random
 
@@ -54,8 +54,11 @@ policies = st.builds(
     growth=st.integers(0, 4),
     step=st.integers(1, 64),
     bridge=st.integers(0, 32),
+    eager_window=st.integers(0, 128),
+    eager_read=st.integers(1, 32),
     max_cursors=st.integers(1, 4),
 )
+NOT_EAGER = replace(POLICY, eager_window=0)
 
 
 @given(policies, st.integers(1, 4000), st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 64)), max_size=60))
@@ -89,7 +92,7 @@ def test_a_sequential_reader_is_told_every_byte_at_most_once(
 
 @pytest.mark.parametrize("request_size", [1, 4 * KiB, 100_000, 128 * KiB, MiB, 3 * MiB, 16 * MiB])
 def test_a_sequential_reader_has_soon_the_whole_window_ahead(request_size: int) -> None:
-    reader, at, size = new(100 * GiB), 0, 100 * GiB
+    reader, at, size = new(100 * GiB, NOT_EAGER), 0, 100 * GiB
     reader.read(at, request_size)
     first = reader.read(at + request_size, request_size)
     assert first.start == 2 * request_size  # the second read asks for the first window, and for what it has used up
@@ -142,7 +145,22 @@ def test_a_small_memory_makes_even_the_first_window_small() -> None:
 
 
 def test_one_read_tells_nothing() -> None:
-    assert new(GiB).read(0, MiB) == EMPTY
+    assert new(GiB).read(4 * KiB, MiB) == EMPTY
+    assert new(GiB).read(0, POLICY.eager_read - 1) == EMPTY
+
+
+def test_a_large_first_read_of_the_beginning_is_one_of_the_whole_file() -> None:
+    reader = new(GiB)
+    assert reader.read(0, MiB) == Range(MiB, MiB + POLICY.eager_window)
+    for at in range(MiB, 512 * MiB, MiB):
+        reader.read(at, MiB)
+    for before, after in pairwise(reader.told):
+        assert after.start == before.stop, "nothing is told twice, and nothing left out"
+    small = new(2 * MiB)
+    assert small.read(0, MiB) == Range(MiB, 2 * MiB)
+    again = new(GiB)
+    again.read(100 * MiB, 4 * KiB)
+    assert again.read(0, MiB) == EMPTY, "it is not the first"
 
 
 def test_looking_again_at_the_same_place_tells_nothing() -> None:
@@ -212,7 +230,7 @@ def test_the_stream_that_was_not_seen_for_longest_is_forgotten() -> None:
 @pytest.mark.parametrize("size", [GiB, GiB + 12_345])
 def test_reading_backward_is_reading_forward_in_a_mirror(request_size: int, size: int) -> None:
     """One read later, as two reads that run backward prove nothing; steps lie on the grid of all readers."""
-    reader, straight = new(size), new(size)
+    reader, straight = new(size, NOT_EAGER), new(size, NOT_EAGER)
     assert reader.read(size - request_size, request_size) == EMPTY
     for count in range(200 * MiB // request_size):
         reader.read(size - (count + 2) * request_size, request_size)
