@@ -19,6 +19,7 @@ from typing import Any
 
 import trio
 
+from lazyfs.cache.spool import Spool
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
 from lazyfs.config.endpoint import s3_settings
@@ -330,6 +331,8 @@ def _build(
         stats=stats,
     )
     part_sizes = PartSizes(config.write.part_size)
+    directory = config.cache.directory
+    spool = None if directory is None else Spool(directory / "spool", limit_bytes=config.write.spool_size)
 
     def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
         return Writer(
@@ -341,6 +344,7 @@ def _build(
             condition=condition,
             options=PutOptions(storage_class=config.write.storage_class),
             part_sizes=part_sizes,
+            spool=spool,
         )
 
     filesystem = FileSystem(

@@ -265,6 +265,14 @@ class WriteConfig:
         default=8 * 1024**2,
         default_text="8MiB",
     )
+    spool_size: int = _option(
+        "spool-size",
+        parse_size,
+        "SIZE",
+        "The most that files being written may take in the cache directory.",
+        computed=default_cache_size,
+        default_text="as --cache-size",
+    )
     no_overwrite: bool = _option(
         "no-overwrite", parse_switch, "", "Refuse to replace an object that exists.", default=False
     )

@@ -222,3 +222,15 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
         if isinstance(found, LazyfsError | KeyboardInterrupt):
             return found
     return group
+
+
+class NoRoomError(FileSystemError):
+    """What is being written has no room left on this machine."""
+
+    errno = errno.ENOSPC
+
+
+class SpoolError(FileSystemError):
+    """The local disk that holds what is being written failed."""
+
+    errno = errno.EIO

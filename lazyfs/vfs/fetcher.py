@@ -6,20 +6,24 @@ reservation of memory for exactly the bytes that it fetches, and takes a slot on
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import trio
 
 from lazyfs.cache.blockfile import NOTHING
+from lazyfs.cache.spool import SpoolFile
 from lazyfs.cache.tiered import TieredCache
-from lazyfs.core.errors import NotFoundError, PreconditionFailedError, StaleError
+from lazyfs.core.errors import NotFoundError, PreconditionFailedError, SpoolError, StaleError
 from lazyfs.core.ranges import block_range, blocks_of, plan_extents
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import Flight
 from lazyfs.vfs.slots import Slots, Ticket, Urgency
+
+log = logging.getLogger(__name__)
 
 _MEMORY_POLL_S = 0.02
 
@@ -62,6 +66,8 @@ class Fetcher:
         self._on_stale = on_stale
         self._stats = stats
         self._flights: dict[tuple[ObjectId, int], _BlockFlight] = {}
+        self._spooled: dict[ObjectId, SpoolFile] = {}
+        """What was written here and is not on the disk yet."""
 
     @property
     def in_flight(self) -> int:
@@ -127,6 +133,65 @@ class Fetcher:
             else:
                 self._cache.memory.release(self._span(extent, size).size)
 
+    def keep(self, oid: ObjectId, content: Buffer) -> None:
+        """Keep `content`, which is all of the object, if there is memory for it."""
+        size = len(content)
+        if size and self._cache.memory.try_reserve(size):
+            blocks = self._cut(memoryview(content), self.blocks(size), size)
+            self._cache.admit(oid, blocks, size, to_disk=True, whole=memoryview(content))
+            self._cache.memory.release(size)
+
+    def keep_spooled(self, oid: ObjectId, spooled: SpoolFile) -> None:
+        """Read the object out of `spooled`, which is all of it, while it is brought to the disk; closes that."""
+        disk = self._cache.disk
+        if disk is None or spooled.size > disk.limit_bytes // 2:
+            spooled.close()  # it would evict everything else
+            return
+        self._spooled[oid] = spooled
+        self._nursery.start_soon(self._bring_to_disk, oid, spooled)
+
+    async def _bring_to_disk(self, oid: ObjectId, spooled: SpoolFile) -> None:
+        size = spooled.size
+        try:
+            for extent in plan_extents(self.blocks(size), self._extent_blocks):
+                span = self._span(extent, size)
+                while not self._cache.memory.try_reserve_spare(span.size):  # noqa: ASYNC110 - as in `preload`
+                    await trio.sleep(_MEMORY_POLL_S)
+                try:
+                    data = memoryview(await spooled.read(span.start, span.stop))
+                    blocks = self._cut(data, extent, size)
+                    self._cache.admit(oid, blocks, len(data), to_memory=False, to_disk=True, whole=data)
+                finally:
+                    self._cache.memory.release(span.size)
+            if self._cache.disk is not None:
+                await self._cache.disk.written()
+        except SpoolError as error:
+            log.warning("%r is not kept: %s", oid.key, error)
+        finally:
+            if self._spooled.get(oid) is spooled:
+                del self._spooled[oid]
+            spooled.close()
+
+    async def _unspool(self, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
+        """`extent` of what was written here; empty if it is no longer in the spool."""
+        spooled = self._spooled.get(oid)
+        if spooled is None:
+            return {}
+        span = self._span(extent, size)
+        try:
+            data = memoryview(await spooled.read(span.start, span.stop))
+        except SpoolError:
+            return {}
+        blocks = self._cut(data, extent, size)
+        self._cache.admit(oid, blocks, len(data), to_disk=False, whole=data)
+        return blocks
+
+    def _cut(self, data: memoryview, blocks: range, size: int) -> dict[int, Buffer]:
+        """`data`, which holds `blocks` of an object of `size` bytes, by block."""
+        spans = {block: block_range(block, self.block_size, size) for block in blocks}
+        origin = blocks.start * self.block_size
+        return {block: data[span.start - origin : span.stop - origin] for block, span in spans.items()}
+
     def _not_coming(self, oid: ObjectId, blocks: Sequence[int]) -> list[int]:
         """Those of `blocks` that are neither in memory nor on their way."""
         return [
@@ -160,6 +225,8 @@ class Fetcher:
                 del self._flights[oid, block]
 
     async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
+        if self._spooled and (written := await self._unspool(oid, size, extent)):
+            return written
         preloading = ticket.urgency is Urgency.PRELOAD  # then it is known that the disk has nothing
         loaded = await self._cache.load(oid, extent) if not preloading else NOTHING
         found = dict(loaded.blocks)
@@ -181,10 +248,7 @@ class Fetcher:
         except (PreconditionFailedError, NotFoundError) as error:
             self._on_stale(oid)
             raise StaleError(f"{oid.key!r} was replaced or deleted in the bucket after it was opened") from error
-        blocks: dict[int, Buffer] = {}
-        for block in run:
-            part = block_range(block, self.block_size, size)
-            blocks[block] = data[part.start - span.start : part.stop - span.start]
+        blocks = self._cut(data, run, size)
         to_memory = ticket.urgency is not Urgency.PRELOAD  # it may have been promoted meanwhile
         self._cache.admit(oid, blocks, len(data), to_memory=to_memory, to_disk=True, whole=data)
         return blocks

@@ -25,12 +25,11 @@ from lazyfs.core.errors import (
     NotEmptyError,
     NotFoundError,
     NotPermittedError,
-    NotSupportedError,
     PreconditionFailedError,
     StaleError,
 )
 from lazyfs.core.parts import PartSizes
-from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
+from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, ObjectId, Range
 from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import Store
@@ -38,11 +37,14 @@ from lazyfs.vfs.directories import DirectoryReader
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
-from lazyfs.vfs.reader import OpenObject, Reader
+from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.writer import Writer
+from lazyfs.vfs.writers import Writers
 
 log = logging.getLogger(__name__)
 
+_COPY_BYTES = 4 * 1024**2
+"""Copied down at a time, of an object that is changed in place."""
 MAX_COPY_BYTES = 5 * 1024**3
 """The largest object that one server-side copy takes."""
 
@@ -72,16 +74,19 @@ class FileSystem:
         self.handles = Handles()
         self._store = store
         self._reader = reader
-        self._new_writer = new_writer
-        self._readahead = readahead
-        self._part_sizes = part_sizes
+        self._writers = Writers(
+            namespace=namespace,
+            reader=reader,
+            new_writer=new_writer,
+            readahead=readahead,
+            part_sizes=part_sizes,
+            policy=policy,
+        )
         self._clock_ns = clock_ns
         self._born_ns = clock_ns()
         """The time of every directory: a bucket knows none, and it must not change under the kernel."""
         self._still_open = still_open
         self._listing = DirectoryReader(namespace, self._attributes)
-        self._spoiled: set[int] = set()
-        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed."""
 
     # -- names ----------------------------------------------------------------------------------------------------
 
@@ -170,7 +175,7 @@ class FileSystem:
         if target is not None and target.ino == node.ino:
             return
         if file is not None:
-            await self._commit(file)  # what is being written goes up first: an upload cannot change its key
+            await self._writers.commit(file)  # what is being written goes up first: an upload cannot change its key
             node = file.node
         replaced = self.handles.by_ino(target.ino) if target is not None else None
         async with replaced.turn if replaced is not None else contextlib.nullcontext():
@@ -182,7 +187,7 @@ class FileSystem:
         moved = await self.namespace.move(node, new_parent, new_name, etag=etag)
         if file is not None:
             file.node = moved
-            file.writer = None  # it knows the old name
+            self._writers.dismiss(file)  # it knows the old name
             if file.object is not None:
                 file.object.oid = ObjectId(key, etag)
 
@@ -220,9 +225,9 @@ class FileSystem:
         fh, file = self.handles.open_file(node, pid=pid, writable=writable)
         try:
             if writable and flags & os.O_TRUNC:
-                await self._truncate(file, 0)
+                await self._writers.truncate(file, 0)
             elif not file.node.is_local:
-                self._object(file)
+                self._writers.object(file)
         except BaseException:
             self.handles.close_file(fh)
             raise
@@ -230,8 +235,8 @@ class FileSystem:
 
     def keeps_pages(self, ino: int) -> bool:
         """Whether the kernel, opening `ino` now, may keep what it has cached of it."""
-        kept = ino not in self._spoiled
-        self._spoiled.discard(ino)
+        kept = ino not in self._writers.spoiled
+        self._writers.spoiled.discard(ino)
         return kept
 
     def _openable(self, ino: int) -> Node:
@@ -244,15 +249,6 @@ class FileSystem:
             raise ArchivedError(f"{node.name!r} is archived ({node.storage_class}); restore it first")
         return node
 
-    def _object(self, file: OpenFile) -> OpenObject:
-        """The version to read, remembered from the first open on so that all handles see the same."""
-        if file.object is None:
-            file.object = self._version(ObjectId(self.namespace.key(file.node), file.node.etag), file.node.size)
-        return file.object
-
-    def _version(self, oid: ObjectId, size: int) -> OpenObject:
-        return OpenObject(oid, size, ReadAhead(self._readahead))
-
     async def create(self, parent: int, name: str, pid: int) -> tuple[int, Attributes]:
         """Create a file and open it for writing. ExistsError, BadNameError, NameTooLongError, ReadOnlyError."""
         self.policy.check_writable()
@@ -260,7 +256,7 @@ class FileSystem:
         await self.namespace.check_absent(parent, name)
         node = await self.namespace.put_file(parent, name, size=0, mtime_ns=self._clock_ns(), etag=LOCAL_ETAG)
         fh, file = self.handles.open_file(node, pid=pid, writable=True)
-        file.writer = self._new_writer(key, b"", self._condition(Condition(absent=True)))
+        file.writer = self._writers.new(key, b"", Condition(absent=True))
         return fh, self._attributes(node)
 
     # -- reading and writing ----------------------------------------------------------------------------------------
@@ -268,9 +264,9 @@ class FileSystem:
     async def read(self, ino: int, fh: int, span: Range) -> Buffer:
         """The bytes of `span`, short only at the end of the file. StaleError, StoreError."""
         file = self.handles.file(fh).file
-        if file.writer is not None and not file.writer.is_clean:
-            return file.writer.read(span)
-        return await self._reader.read(self._object(file), span)
+        if file.writer is not None and (not file.writer.is_clean or file.writer.is_readable):
+            return await file.writer.read(span)
+        return await self._reader.read(self._writers.object(file), span)
 
     async def write(self, ino: int, fh: int, offset: int, data: Buffer) -> int:
         """Take `data` at `offset`; its length. OutOfOrderError, and StoreError of what was sent before."""
@@ -279,7 +275,7 @@ class FileSystem:
             raise BadHandleError("opened for reading")
         file = handle.file
         async with file.turn:
-            writer = file.writer or await self._begin_rewrite(file)
+            writer = file.writer or await self._writers.begin_rewrite(file)
             return await writer.write(offset, data)
 
     async def setattr(self, ino: int, changes: Changes) -> Attributes:
@@ -303,7 +299,7 @@ class FileSystem:
     async def _resize(self, ino: int, size: int) -> Node:
         file = self.handles.by_ino(ino)
         if file is not None and file.writer is not None:
-            await self._truncate(file, size)
+            await self._writers.truncate(file, size)
             return file.node
         node = self._openable(ino)
         if size == node.size:
@@ -313,8 +309,8 @@ class FileSystem:
         file = self.handles.file(fh).file
         try:
             if size:
-                await self._truncate(file, size)
-            await self._commit(file)
+                await self._writers.truncate(file, size)
+            await self._writers.commit(file)
             return file.node
         finally:
             await self.release(ino, fh)
@@ -343,13 +339,13 @@ class FileSystem:
             return
         if file.writer.is_dirty and self._still_open(handle.pid, file.node.ino, file.node.name):
             return
-        await self._commit(file)
+        await self._writers.commit(file)
 
     async def fsync(self, ino: int, fh: int) -> None:
         """What was written so far is in the bucket when this returns. StoreError."""
         handle = self.handles.file(fh)
         if handle.writable and handle.file.writer is not None:
-            await self._commit(handle.file)
+            await self._writers.commit(handle.file)
 
     async def release(self, ino: int, fh: int) -> None:
         """The last descriptor is gone. Never raises: what flush could not finish is finished or logged here."""
@@ -358,68 +354,19 @@ class FileSystem:
         last_writer = handle.writable and file.writers == 1
         try:
             if last_writer and self._is_unfinished(file):
-                await self._commit(file)
+                await self._writers.commit(file)
         except LazyfsError as error:
             log.error("%r was not uploaded: %s", file.node.name, error)
         finally:
             self.handles.close_file(fh)
             if not file.writers:
-                file.writer = None  # whoever writes next begins anew, also while others go on reading
+                self._writers.dismiss(file)  # whoever writes next begins anew, also while others go on reading
 
     def _is_unfinished(self, file: OpenFile) -> bool:
         """Whether no flush has told what becomes of the file: its bytes, or its name alone, are only here."""
         if file.writer is None or file.deleted:
             return False
         return file.writer.is_dirty or (file.node.is_local and self.namespace.has(file.node.ino))
-
-    # -- the writer's life --------------------------------------------------------------------------------------------
-
-    async def _truncate(self, file: OpenFile, size: int) -> None:
-        async with file.turn:
-            if size == 0 and (file.writer is None or (file.writer.is_clean and file.writer.size)):
-                self._start_writer(file, b"")
-                return
-            writer = file.writer or await self._begin_rewrite(file)
-            await writer.truncate(size)
-
-    async def _begin_rewrite(self, file: OpenFile) -> Writer:
-        """A writer that starts from what the object holds. NotSupportedError if that is more than one part."""
-        target = self._object(file)
-        if target.size > self._part_sizes.size(1):
-            raise NotSupportedError(f"{file.node.name!r}: changing an object over --part-size in place")
-        content = await self._reader.read(target, Range(0, target.size))
-        return self._start_writer(file, bytes(content))
-
-    def _start_writer(self, file: OpenFile, content: bytes) -> Writer:
-        target = self._object(file)
-        file.writer = self._new_writer(target.oid.key, content, self._condition(Condition(etag=target.oid.etag)))
-        return file.writer
-
-    async def _commit(self, file: OpenFile) -> None:
-        """Make the bucket and the index hold what the writer has."""
-        async with file.turn:
-            writer = file.writer
-            if writer is None or file.deleted or not (writer.is_dirty or writer.error):
-                return
-            try:
-                await writer.commit()
-            except LazyfsError as error:
-                log.error("upload of %r failed: %s", writer.key, error)
-                self._spoiled.add(file.ino)
-                if file.node.is_local and self.namespace.has(file.node.ino):
-                    await self.namespace.remove(file.node)
-                # Who won the race, or whether our object is there after all, only the bucket knows.
-                self.namespace.expire(file.node.parent, file.node.name)
-                raise
-            assert writer.etag is not None
-            node = file.node
-            file.node = await self.namespace.put_file(
-                node.parent, node.name, size=writer.size, mtime_ns=node.mtime_ns, etag=writer.etag
-            )
-            file.object = self._version(ObjectId(writer.key, writer.etag), writer.size)  # what is read from now on
-            if file.node.ino != file.ino:  # replaced by somebody while it was written, and now by us
-                self._spoiled.add(file.node.ino)
-                self.namespace.kernel.forget_entry(node.parent, node.name)
 
     async def abandon(self) -> None:
         """The mount ends: withdraw what programs had not finished, so that no upload stays behind."""
@@ -429,10 +376,6 @@ class FileSystem:
                 await file.writer.discard()
 
     # -- small things ---------------------------------------------------------------------------------------------
-
-    def _condition(self, condition: Condition) -> Condition:
-        """`condition` where the endpoint was seen to honour it; elsewhere last writer wins, as S3 always had it."""
-        return condition if self.policy.conditional_put else Condition()
 
     def _attributes(self, node: Node, above: Node | None = None) -> Attributes:
         file = self.handles.by_ino(node.ino)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lazyfs.cache.spool import SpoolFile
 from lazyfs.core.ranges import blocks_of
 from lazyfs.core.readahead import ReadAhead
 from lazyfs.core.stats import Stats
@@ -54,6 +55,14 @@ class Reader:
                 return _cut(found, span, blocks, block_size)
         start = blocks.start * block_size
         return run[span.start - start : span.stop - start]
+
+    def keep(self, oid: ObjectId, content: Buffer) -> None:
+        """Keep what was just written, as if it had been read."""
+        self._fetcher.keep(oid, content)
+
+    def keep_spooled(self, oid: ObjectId, spooled: SpoolFile) -> None:
+        """Serve what was just written out of the spool, until the SSD tier has it; closes the file then."""
+        self._fetcher.keep_spooled(oid, spooled)
 
     def _ask_ahead(self, file: OpenObject, span: Range, blocks: range) -> None:
         """Send off what is likely to be read next, nearest first. Not the `blocks` of the read itself, in one of which

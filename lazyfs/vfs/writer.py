@@ -1,11 +1,13 @@
 """Writing one file: parts go up while the program writes; the object appears at commit, whole, or not at all.
 
 Bytes that are still in memory may be rewritten, read back, truncated and extended at will, so a file of up to one part
-takes any pattern of writes. Once a part has been sent its bytes are settled: touching them again is refused and
-poisons the file, so that nothing wrong is ever uploaded.
+takes any pattern of writes. Full parts are sent and, where there is a spool, kept there too: touching them again only
+means that the upload begins anew at commit, out of the spool. Without a spool it is refused and poisons the file, so
+that nothing wrong is ever uploaded.
 
-A writer is used by one call at a time (`Filesystem` holds a lock for each). Parts on their way are flights in the
-mount's nursery; their bytes count against the memory budget, and a full budget or a full pipe makes `write` wait.
+A writer is used by one call at a time (`Filesystem` holds a lock for each), but for `read`. Parts on their way are
+flights in the mount's nursery; their bytes count against the memory budget, and a full budget or a full pipe makes
+`write` wait.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import NoReturn
 import trio
 
 from lazyfs.cache.memory import MemoryTier
-from lazyfs.core.errors import LazyfsError, OutOfOrderError, TooBigError
+from lazyfs.cache.spool import Spool, SpoolFile
+from lazyfs.core.errors import LazyfsError, NoRoomError, OutOfOrderError, SpoolError, TooBigError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import Buffer, Condition, Part, Range, Upload
 from lazyfs.core.units import format_size
@@ -38,7 +41,7 @@ class Writer:
     """The unfinished new content of `key`.
 
     `content` is what the file held before (empty for a new or truncated one); `condition` is what must still be true of
-    the key at commit.
+    the key at commit. `spool` None: there is none.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Writer:
         condition: Condition,
         options: PutOptions,
         part_sizes: PartSizes,
+        spool: Spool | None,
     ) -> None:
         self.key = key
         self.etag: str | None = None
@@ -63,11 +67,14 @@ class Writer:
         self._options = options
         self._part_sizes = part_sizes
         self._tail = bytearray(content)
-        """What was written and not sent yet: the bytes from `_sent` on."""
-        self._sent = 0
+        """What lies in memory only: the bytes from `_settled` on."""
+        self._settled = 0
+        """Up to where the bytes are in the spool file, if there is one, and in the upload, if one is on its way."""
+        self._spool = spool
+        self._file: SpoolFile | None = None
         self._upload: Upload | None = None
-        self._finished = False
-        """Whether a multipart upload was completed: its parts are settled for good."""
+        self._streaming = True
+        """Whether full parts are sent at once; else all goes up at commit."""
         self._flights: list[Flight[Part]] = []
         self._dirty = True
         self._error: LazyfsError | None = None
@@ -76,7 +83,17 @@ class Writer:
     @property
     def size(self) -> int:
         """How long the file is for whoever asks now."""
-        return max(self._sent + len(self._tail), self._length_hint)
+        return max(self._settled + len(self._tail), self._length_hint)
+
+    @property
+    def can_spool(self) -> bool:
+        """Whether more than one part can be changed."""
+        return self._spool is not None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether all of it can be read back."""
+        return self._settled == 0 or self._file is not None
 
     @property
     def is_dirty(self) -> bool:
@@ -93,40 +110,68 @@ class Writer:
         """Why nothing more can be written, if so."""
         return self._error
 
+    async def load(self, data: Buffer) -> None:
+        """Append what the object holds already, of which there is more than a part. NoRoomError, SpoolError."""
+        self._streaming = False
+        await self._settle(data)
+
     async def write(self, offset: int, data: Buffer) -> int:
-        """Put `data` at `offset`; returns its length. OutOfOrderError, TooBigError, StoreError (of earlier parts)."""
+        """Put `data` at `offset`; returns its length. OutOfOrderError, TooBigError, NoRoomError, SpoolError, StoreError
+        (of earlier parts)."""
         self._check()
         self._check_reach(offset + len(data))
-        if offset < self._sent or self._finished:
-            self._poison(OutOfOrderError(f"{self.key!r}: write at {offset} touches what was already uploaded"))
-        self._dirty = True
+        self._change_from(offset)
         async with self._whole_or_withdrawn():
             await self._extend(offset)
-            start = offset - self._sent
-            self._tail[start : start + len(data)] = data
-            await self._send_full_parts()
+            settled = max(0, min(len(data), self._settled - offset))
+            if settled:
+                assert self._file is not None
+                await self._file.write(offset, memoryview(data)[:settled])
+            start = offset + settled - self._settled
+            self._tail[start : start + len(data) - settled] = memoryview(data)[settled:]
+            await self._settle_full_parts()
         return len(data)
 
     async def truncate(self, size: int) -> None:
-        """Make the file `size` bytes long. Growing a file is free until commit. OutOfOrderError, TooBigError."""
+        """Make the file `size` bytes long. Growing a file is free until commit. Errors as of `write`."""
         self._check()
         self._check_reach(size)
         if size == self.size:
             return
-        if size < self._sent or self._finished:
-            self._poison(OutOfOrderError(f"{self.key!r}: truncating to {size} cuts what was already uploaded"))
-        self._dirty = True
-        del self._tail[size - self._sent :]
+        self._change_from(size)
+        if size < self._settled:
+            assert self._file is not None
+            async with self._whole_or_withdrawn():
+                await self._file.truncate(size)
+            self._settled, self._tail = size, bytearray()
+        del self._tail[size - self._settled :]
         self._length_hint = size
 
-    def read(self, span: Range) -> Buffer:
-        """Read back what is still here. OutOfOrderError for what has already been sent."""
+    async def read(self, span: Range) -> Buffer:
+        """Read back what was written. OutOfOrderError for what has been sent, where there is no spool."""
         self._check()
         span = span.clamp(self.size)
-        if span.start < self._sent:
-            raise OutOfOrderError(f"{self.key!r}: reading back what is being uploaded")
-        held = bytes(self._tail[span.start - self._sent : span.stop - self._sent])
-        return held + bytes(span.size - len(held))
+        tail = bytes(self._tail[max(0, span.start - self._settled) : max(0, span.stop - self._settled)])
+        if span.start < self._settled and span.size:
+            if self._file is None:
+                raise OutOfOrderError(f"{self.key!r}: reading back what is being uploaded")
+            tail = await self._file.read(span.start, min(span.stop, self._settled)) + tail
+        return tail + bytes(span.size - len(tail))
+
+    def take_spool(self) -> SpoolFile | None:
+        """The whole file, as the bucket has it now, if it lies in the spool; the caller closes it."""
+        file, self._file = self._file, None
+        return file
+
+    @property
+    def small_content(self) -> bytes | None:
+        """The whole file, if it was never more than memory held."""
+        return bytes(self._tail) if self._settled == 0 else None
+
+    def close(self) -> None:
+        """Give back the room in the spool."""
+        if self._file is not None:
+            self._file.close()
 
     async def commit(self) -> None:
         """Make the bucket hold what was written; returns when it does. Costs nothing when it already does.
@@ -147,21 +192,57 @@ class Writer:
         self._error = OutOfOrderError(f"{self.key!r} was deleted while it was being written")
         await self._abort()
 
-    # -- sending ------------------------------------------------------------------------------------------------
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _change_from(self, offset: int) -> None:
+        """What is written now begins at `offset`: if that is in what was settled, the upload begins anew at commit."""
+        is_settled = offset < self._settled or (self._settled > 0 and not self._dirty)
+        if is_settled and self._file is None:
+            self._poison(OutOfOrderError(f"{self.key!r}: changing at {offset} what was already uploaded"))
+        self._dirty = True
+        if is_settled and self._streaming:
+            self._streaming = False
+            self._nursery.start_soon(self._withdraw, *self._take_upload())
 
     async def _extend(self, size: int) -> None:
         """Fill with zeros up to `size`, a part at a time."""
-        while (missing := size - self._sent - len(self._tail)) > 0:
-            self._tail.extend(bytes(min(missing, self._part_sizes.size(len(self._flights) + 1))))
-            await self._send_full_parts()
+        while (missing := size - self._settled - len(self._tail)) > 0:
+            self._tail.extend(bytes(min(missing, self._part_size)))
+            await self._settle_full_parts()
 
-    async def _send_full_parts(self) -> None:
-        """Send every part that is full and is not the last: a file of exactly one part stays a single PUT."""
-        while len(self._tail) > (size := self._part_sizes.size(len(self._flights) + 1)):
+    @property
+    def _part_size(self) -> int:
+        return self._part_sizes.size(len(self._flights) + 1)
+
+    async def _settle_full_parts(self) -> None:
+        """Settle every part that is full and is not the last: a file of exactly one part stays a single PUT."""
+        while len(self._tail) > (size := self._part_size):
             part = memoryview(self._tail)[:size]
+            if self._spool is not None:
+                await self._keep(part)
             self._tail = self._tail[size:]
-            self._sent += size
-            await self._send(part)
+            self._settled += size
+            if self._streaming:
+                await self._send(part)
+
+    async def _keep(self, part: Buffer) -> None:
+        """Write to the spool what lies behind what is settled. A stream goes on without, if it must."""
+        try:
+            if self._file is None:
+                assert self._spool is not None
+                self._file = await self._spool.open()
+            await self._file.write(self._settled, part)
+        except (NoRoomError, SpoolError) as error:
+            if not self._streaming:
+                raise
+            log.info("%r goes up without the spool, and must be written in order: %s", self.key, error)
+            self.close()
+            self._file = self._spool = None
+        self._check()
+
+    async def _settle(self, data: Buffer) -> None:
+        await self._keep(data)
+        self._settled += len(data)
 
     async def _send(self, body: memoryview) -> None:
         """Let `body` go up as the next part. The file may be discarded while this waits: then nothing goes."""
@@ -185,21 +266,38 @@ class Writer:
             self._memory.release(len(body))
 
     async def _finish(self) -> str:
+        if self._settled and not self._streaming:
+            await self._send_all_again()
         if self._upload is None:
-            return await self._store.put(
-                self.key, memoryview(bytes(self._tail)), options=self._options, condition=self._condition
-            )
+            body = memoryview(bytes(await self.read(Range(0, self.size))))
+            return await self._store.put(self.key, body, options=self._options, condition=self._condition)
         if self._tail:
-            part, self._tail = memoryview(self._tail), bytearray()
-            self._sent += len(part)
-            await self._send(part)
+            part = memoryview(self._tail)
+            if self._file is not None:
+                await self._keep(part)
+            self._tail = bytearray()
+            self._settled += len(part)
+            if self._streaming:
+                await self._send(part)
         parts = [await flight.wait() for flight in self._flights]
         self._check()
         assert self._upload is not None
         etag = await self._store.complete_upload(self._upload, parts, condition=self._condition)
-        self._upload = None
-        self._finished = True
+        self._take_upload()
+        self._streaming = False
         return etag
+
+    async def _send_all_again(self) -> None:
+        """Send the whole file out of the spool, if it is more than a part."""
+        if self._tail:
+            await self._settle(memoryview(self._tail))
+            self._tail = bytearray()
+        start = 0
+        while start < self._settled and self._settled > self._part_sizes.size(1):
+            assert self._file is not None
+            stop = min(start + self._part_size, self._settled)
+            await self._send(memoryview(await self._file.read(start, stop)))
+            start = stop
 
     # -- ending badly -------------------------------------------------------------------------------------------
 
@@ -231,14 +329,24 @@ class Writer:
         raise error
 
     async def _abort(self) -> None:
-        """Abort the upload, if there is one; also while being cancelled, but not for ever."""
-        upload, self._upload = self._upload, None
+        """Nothing of this file stays behind, here or there; also while being cancelled, but not for ever."""
+        upload, flights = self._take_upload()
         self._tail = bytearray()
+        self.close()
+        await self._withdraw(upload, flights)
+
+    def _take_upload(self) -> tuple[Upload | None, list[Flight[Part]]]:
+        upload, flights = self._upload, self._flights
+        self._upload, self._flights = None, []
+        return upload, flights
+
+    async def _withdraw(self, upload: Upload | None, flights: list[Flight[Part]]) -> None:
+        """Abort an upload when the parts on their way have arrived: one that came later would stay behind."""
         if upload is None:
             return
         with trio.CancelScope(shield=True):
             with trio.move_on_after(_SETTLE_S):
-                for flight in self._flights:
+                for flight in flights:
                     with contextlib.suppress(LazyfsError):
                         await flight.wait()
             why: object = "no answer"

@@ -62,7 +62,10 @@ on_ready()
 
 def test_an_interrupt_ends_the_daemon(home: Path, mountpoint: Path) -> None:
     body = f"import os, signal\nprint(os.getpid(), flush=True)\n{TELL}signal.pause()"
-    code = f"{fake(body)}\nfrom lazyfs.cli.main import main\nmain()"
+    heard = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs ignore it
+    )
+    code = f"{heard}\n{fake(body)}\nfrom lazyfs.cli.main import main\nmain()"
     command = [sys.executable, "-c", code, "mount", "bucket", str(mountpoint)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -17,6 +17,7 @@ import trio
 
 from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
+from lazyfs.cache.spool import Spool
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.core.concurrency import Concurrency
 from lazyfs.core.errors import ExistsError
@@ -93,6 +94,7 @@ class Knobs:
         default_factory=lambda: ReadAheadPolicy(first_window=16, max_window=64, bridge=8)
     )
     slots: int = 4
+    spool: int = 1_000_000
 
 
 @dataclass(slots=True)
@@ -199,10 +201,11 @@ async def mounted(
     knobs: Knobs | None = None,
     still_open: Callable[[int, int, str], bool] = lambda *_: False,
     disk: Path | None = None,
+    spool: Path | None = None,
     warn: Callable[[str], None] | None = None,
     **policy: Any,
 ) -> AsyncIterator[Mount]:
-    """A mount of `store`; keywords that are not named here go to the Policy. `disk` is the SSD tier's directory."""
+    """A mount of `store`; keywords that are not named here go to the Policy. `disk` and `spool` are directories."""
     knobs, clock, stats = knobs or Knobs(), clock or Clock(), Stats()
     async with contextlib.AsyncExitStack() as stack:
         index = open_index(index_path, IDENTITY, warn or _no_warning)
@@ -214,6 +217,7 @@ async def mounted(
             tier = DiskTier(directory=disk, limit_bytes=2**30, scope="test", stats=stats)
             await stack.enter_async_context(tier)
         memory = MemoryTier(budget_bytes=knobs.memory)
+        room = None if spool is None else Spool(spool, limit_bytes=knobs.spool)
         cache = TieredCache(memory=memory, disk=tier)
         slots = Slots(Concurrency.fixed(knobs.slots))
         namespace = Namespace(
@@ -248,6 +252,7 @@ async def mounted(
                 condition=condition,
                 options=DEFAULT_PUT,
                 part_sizes=PartSizes(knobs.part),
+                spool=room,
             )
 
         fs = FileSystem(

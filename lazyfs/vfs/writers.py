@@ -1,0 +1,138 @@
+"""The life of a file that is written: how its writer begins, what commit makes true, and what is kept afterwards.
+
+Knows nothing of handles and of the kernel's calls: `vfs.filesystem` calls it for whoever has the file open.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from lazyfs.core.errors import LazyfsError, NotSupportedError
+from lazyfs.core.parts import PartSizes
+from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
+from lazyfs.core.types import Buffer, Condition, ObjectId, Range
+from lazyfs.vfs.handles import OpenFile
+from lazyfs.vfs.namespace import Namespace
+from lazyfs.vfs.policy import Policy
+from lazyfs.vfs.reader import OpenObject, Reader
+from lazyfs.vfs.writer import Writer
+
+log = logging.getLogger(__name__)
+
+_COPY_BYTES = 4 * 1024**2
+"""Copied down at a time, of an object that is changed in place."""
+
+
+class Writers:
+    """Begins, finishes and dismisses the writers of open files; `new_writer(key, content, condition)` makes them."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        reader: Reader,
+        new_writer: Callable[[str, Buffer, Condition], Writer],
+        readahead: ReadAheadPolicy,
+        part_sizes: PartSizes,
+        policy: Policy,
+    ) -> None:
+        self._namespace = namespace
+        self._reader = reader
+        self._new_writer = new_writer
+        self._readahead = readahead
+        self._part_sizes = part_sizes
+        self._policy = policy
+        self.spoiled: set[int] = set()
+        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed."""
+
+    def object(self, file: OpenFile) -> OpenObject:
+        """The version to read, remembered from the first open on so that all handles see the same."""
+        if file.object is None:
+            file.object = self._version(ObjectId(self._namespace.key(file.node), file.node.etag), file.node.size)
+        return file.object
+
+    def new(self, key: str, content: bytes, condition: Condition) -> Writer:
+        """A writer of `key`. The condition holds where the endpoint was seen to honour it; elsewhere the last writer
+        wins, as S3 always had it."""
+        return self._new_writer(key, content, condition if self._policy.conditional_put else Condition())
+
+    async def truncate(self, file: OpenFile, size: int) -> None:
+        """Make the file `size` bytes long."""
+        async with file.turn:
+            if size == 0 and (file.writer is None or (file.writer.is_clean and file.writer.size)):
+                self._install(file, self._rewriter(file, b""))
+                return
+            writer = file.writer or await self.begin_rewrite(file, keep=size)
+            await writer.truncate(size)
+
+    async def begin_rewrite(self, file: OpenFile, *, keep: int | None = None) -> Writer:
+        """A writer that starts from what the object holds, of which `keep` bytes are wanted at the most; the caller
+        has the file's turn. NotSupportedError if that is more than a part and there is no spool to copy it to."""
+        target = self.object(file)
+        size = target.size if keep is None else min(target.size, keep)
+        if size <= self._part_sizes.size(1):
+            content = await self._reader.read(target, Range(0, size))
+            return self._install(file, self._rewriter(file, bytes(content)))
+        writer = self._rewriter(file, b"")
+        if not writer.can_spool:
+            raise NotSupportedError(f"{file.node.name!r}: changing an object over --part-size in place needs a spool")
+        try:
+            for start in range(0, size, _COPY_BYTES):
+                await writer.load(await self._reader.read(target, Range(start, min(start + _COPY_BYTES, size))))
+        except BaseException:
+            writer.close()
+            raise
+        return self._install(file, writer)
+
+    async def commit(self, file: OpenFile) -> None:
+        """Make the bucket and the index hold what the writer has."""
+        async with file.turn:
+            writer = file.writer
+            if writer is None or file.deleted or not (writer.is_dirty or writer.error):
+                return
+            try:
+                await writer.commit()
+            except LazyfsError as error:
+                log.error("upload of %r failed: %s", writer.key, error)
+                self.spoiled.add(file.ino)
+                if file.node.is_local and self._namespace.has(file.node.ino):
+                    await self._namespace.remove(file.node)
+                # Who won the race, or whether our object is there after all, only the bucket knows.
+                self._namespace.expire(file.node.parent, file.node.name)
+                raise
+            assert writer.etag is not None
+            node = file.node
+            file.node = await self._namespace.put_file(
+                node.parent, node.name, size=writer.size, mtime_ns=node.mtime_ns, etag=writer.etag
+            )
+            file.object = self._version(ObjectId(writer.key, writer.etag), writer.size)  # what is read from now on
+            if file.node.ino != file.ino:  # replaced by somebody while it was written, and now by us
+                self.spoiled.add(file.node.ino)
+                self._namespace.kernel.forget_entry(node.parent, node.name)
+
+    def dismiss(self, file: OpenFile) -> None:
+        """Nobody writes any more. What the bucket has now is kept as if it had been read: it need not be fetched."""
+        writer, file.writer = file.writer, None
+        if writer is None:
+            return
+        if writer.is_clean and writer.etag is not None and not file.deleted:
+            oid = ObjectId(writer.key, writer.etag)
+            spooled, content = writer.take_spool(), writer.small_content
+            if spooled is not None:
+                self._reader.keep_spooled(oid, spooled)
+            elif content is not None:
+                self._reader.keep(oid, content)
+        writer.close()
+
+    def _install(self, file: OpenFile, writer: Writer) -> Writer:
+        self.dismiss(file)
+        file.writer = writer
+        return writer
+
+    def _rewriter(self, file: OpenFile, content: bytes) -> Writer:
+        oid = self.object(file).oid
+        return self.new(oid.key, content, Condition(etag=oid.etag))
+
+    def _version(self, oid: ObjectId, size: int) -> OpenObject:
+        return OpenObject(oid, size, ReadAhead(self._readahead))

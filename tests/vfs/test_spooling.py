@@ -1,0 +1,309 @@
+"""Writing with a spool: any pattern on any file, and what was written is not fetched again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lazyfs.cache.memory import MemoryTier
+from lazyfs.cache.spool import Spool
+from lazyfs.core.errors import (
+    LazyfsError,
+    NoRoomError,
+    NotSupportedError,
+    OutOfOrderError,
+    PreconditionFailedError,
+    SpoolError,
+)
+from lazyfs.core.parts import PartSizes
+from lazyfs.core.types import ANY, Condition, Range
+from lazyfs.store.base import DEFAULT_PUT
+from lazyfs.vfs.filesystem import Changes
+from lazyfs.vfs.writer import Writer
+from tests.vfs.building import Clock, Knobs, Mount, mounted
+from tests.vfs.stores import ScriptedStore
+
+PART = 16
+KEY = "dir/file"
+
+
+def data(size: int, seed: int = 0) -> bytes:
+    return bytes((seed + index * 7) % 251 + 1 for index in range(size))
+
+
+class Room:
+    """A store, a spool and memory for one writer."""
+
+    def __init__(self, directory: Path, nursery: trio.Nursery, limit: int) -> None:
+        self.store = ScriptedStore()
+        self.memory = MemoryTier(budget_bytes=200)
+        self.spool = Spool(directory, limit_bytes=limit)
+        self.nursery = nursery
+
+    def writer(self, content: bytes = b"", condition: Condition = ANY) -> Writer:
+        return Writer(
+            store=self.store,
+            memory=self.memory,
+            nursery=self.nursery,
+            key=KEY,
+            content=content,
+            condition=condition,
+            options=DEFAULT_PUT,
+            part_sizes=PartSizes(PART),
+            spool=self.spool,
+        )
+
+
+@asynccontextmanager
+async def room(limit: int = 10**6, directory: Path | None = None) -> AsyncIterator[Room]:
+    """Leaving it waits for whatever still runs; then nothing may be held."""
+    with TemporaryDirectory() as made:
+        async with trio.open_nursery() as nursery:
+            found = Room(directory or Path(made) / "spool", nursery, limit)
+            yield found
+        assert found.memory.reserved_bytes == found.store.uploads == found.spool.used_bytes == 0
+
+
+FAR = st.integers(0, 6 * PART)
+steps = st.lists(
+    st.tuples(st.sampled_from(["write", "append", "truncate", "read"]), FAR, st.integers(1, 3 * PART))
+    | st.just(("commit", 0, 0)),
+    max_size=14,
+)
+
+
+@given(st.binary(max_size=4 * PART), steps)
+@example(b"", [("append", 0, 40), ("commit", 0, 0), ("append", 0, 3), ("write", 2, 1), ("commit", 0, 0)])
+@example(b"", [("append", 0, 40), ("truncate", 5, 1), ("commit", 0, 0), ("truncate", 50, 1)])
+@example(b"x" * 50, [("truncate", 17, 1), ("append", 0, 1)])
+def test_any_pattern_is_what_a_local_file_would_hold(content: bytes, script: list[tuple[str, int, int]]) -> None:
+    async def main() -> None:
+        async with room() as place:
+            model = bytearray(content)
+            if len(content) <= PART:
+                writer = place.writer(content)
+            else:
+                writer = place.writer()
+                for start in range(0, len(content), 10):
+                    await writer.load(content[start : start + 10])
+            for number, (verb, at, length) in enumerate(script):
+                if verb in ("write", "append"):
+                    start = len(model) if verb == "append" else at
+                    assert await writer.write(start, data(length, number)) == length
+                    model.extend(bytes(max(0, start - len(model))))
+                    model[start : start + length] = data(length, number)
+                elif verb == "truncate":
+                    await writer.truncate(at)
+                    del model[at:]
+                    model.extend(bytes(at - len(model)))
+                elif verb == "read":
+                    assert await writer.read(Range(at, at + length)) == model[at : at + length]
+                else:
+                    await writer.commit()
+                    assert place.store.body(KEY) == model
+                assert writer.size == len(model)
+                assert writer.is_readable
+                assert len(writer._tail) <= PART
+            assert await writer.read(Range(0, 10**6)) == model
+            await writer.commit()
+            assert place.store.body(KEY) == model
+            writer.close()
+
+    trio.run(main)
+
+
+async def test_a_stream_is_still_sent_while_it_is_written() -> None:
+    async with room() as place:
+        writer = place.writer()
+        for at in range(0, 5 * PART, 4):
+            await writer.write(at, data(4, at))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(place.store.parts) == 4
+        await writer.commit()
+        assert place.store.calls["create"] == 1
+        writer.close()
+
+
+async def test_leaving_the_order_withdraws_what_was_sent() -> None:
+    async with room() as place:
+        writer = place.writer()
+        await writer.write(0, data(4 * PART))
+        await writer.write(0, b"!")
+        await trio.testing.wait_all_tasks_blocked()
+        assert place.store.uploads == 0
+        await writer.write(4 * PART, data(4 * PART))
+        assert place.store.uploads == 0, "the rest goes up at commit"
+        await writer.commit()
+        assert place.store.body(KEY) == b"!" + data(4 * PART)[1:] + data(4 * PART)
+        writer.close()
+
+
+async def test_a_stream_that_outgrows_the_spool_goes_on_and_is_from_then_on_in_order() -> None:
+    async with room(limit=3 * PART) as place:
+        writer = place.writer()
+        await writer.write(0, data(8 * PART))
+        assert not writer.is_readable
+        assert place.spool.used_bytes == 0
+        await writer.commit()
+        assert place.store.body(KEY) == data(8 * PART)
+        with pytest.raises(OutOfOrderError):
+            await writer.write(0, b"x")
+    assert place.store.body(KEY) == data(8 * PART)
+
+
+async def test_a_change_for_which_the_spool_has_no_room_is_an_error_and_leaves_nothing() -> None:
+    async with room(limit=3 * PART) as place:
+        writer = place.writer()
+        await writer.write(0, data(2 * PART + 1))
+        await writer.write(0, b"x")
+        with pytest.raises(NoRoomError):
+            await writer.write(2 * PART, data(4 * PART))
+        with pytest.raises(NoRoomError):
+            await writer.commit()
+    assert not place.store.calls["put"]
+
+
+async def test_without_a_place_for_the_spool_a_stream_goes_up_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    async with room(directory=tmp_path / "file") as place:
+        writer = place.writer()
+        await writer.write(0, data(5 * PART))
+        await writer.commit()
+        assert place.store.body(KEY) == data(5 * PART)
+        other = place.writer()
+        with pytest.raises(SpoolError):
+            await other.load(data(5 * PART))
+
+
+@pytest.mark.parametrize("when", ["streaming", "changed"])
+async def test_what_is_discarded_gives_back_its_room(when: str) -> None:
+    async with room() as place:
+        writer = place.writer()
+        await writer.write(0, data(5 * PART))
+        if when == "changed":
+            await writer.write(3, b"x")
+        await writer.discard()
+        with pytest.raises(LazyfsError):
+            await writer.read(Range(0, 1))
+
+
+async def test_a_lost_race_is_told_also_when_all_goes_up_at_commit() -> None:
+    async with room() as place:
+        place.store.put_now(KEY, b"theirs")
+        writer = place.writer(condition=Condition(absent=True))
+        await writer.write(0, data(4 * PART))
+        await writer.write(0, b"x")
+        with pytest.raises(PreconditionFailedError):
+            await writer.commit()
+        assert place.store.body(KEY) == b"theirs"
+
+
+# -- through the verbs ----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def mount(store: ScriptedStore, tmp_path: Path, **knobs: Any) -> AsyncIterator[Mount]:
+    sizes = Knobs(**{"memory": 4096, **knobs})
+    async with mounted(store, tmp_path / "index", disk=tmp_path / "blocks", spool=tmp_path / "spool", knobs=sizes) as m:
+        yield m
+        await m.settle()
+        assert not any(m.gauges().values()), m.gauges()
+
+
+async def test_a_large_object_is_changed_in_place(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.put_now("f", data(100))
+    async with mount(store, tmp_path) as m:
+        ino, fh = await m.open("f", os.O_RDWR)
+        await m.fs.write(ino, fh, 50, b"changed")
+        want = data(100)[:50] + b"changed" + data(100)[57:]
+        assert await m.fs.read(ino, fh, Range(0, 200)) == want
+        assert store.body("f") == data(100)
+        await m.fs.flush(ino, fh)
+        assert store.body("f") == want
+        await m.fs.release(ino, fh)
+        assert await m.read("f") == want
+
+
+async def test_a_large_object_that_is_cut_is_copied_down_only_so_far(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.put_now("f", data(100))
+    async with mount(store, tmp_path, readahead=Knobs().readahead) as m:
+        ino = (await m.lookup("f")).ino
+        await m.fs.setattr(ino, Changes(size=40))
+        assert store.body("f") == data(100)[:40]
+        assert store.fetched <= 40 + Knobs().readahead.max_window
+
+
+async def test_without_a_spool_a_large_object_is_not_changed(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.put_now("f", data(100))
+    async with mounted(store, tmp_path / "index") as m:
+        ino, fh = await m.open("f", os.O_RDWR)
+        with pytest.raises(NotSupportedError):
+            await m.fs.write(ino, fh, 50, b"changed")
+        await m.fs.release(ino, fh)
+
+
+async def test_copying_down_that_fails_leaves_the_object_and_the_handle_as_they_were(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.put_now("f", data(100))
+    async with mount(store, tmp_path, spool=50) as m:
+        ino, fh = await m.open("f", os.O_RDWR)
+        with pytest.raises(NoRoomError):
+            await m.fs.write(ino, fh, 50, b"changed")
+        assert await m.fs.read(ino, fh, Range(0, 100)) == data(100)
+        await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        assert store.body("f") == data(100)
+
+
+@pytest.mark.parametrize("size", [3, PART, PART + 1, 100])
+@pytest.mark.parametrize("settled", [False, True])
+async def test_what_was_just_written_is_read_without_a_request(tmp_path: Path, size: int, settled: bool) -> None:
+    store = ScriptedStore()
+    async with mount(store, tmp_path) as m:
+        await m.write("f", data(size))
+        if settled:
+            await m.settle()
+        assert await m.read("f") == data(size)
+        assert not store.calls["get"]
+    async with mount(store, tmp_path) as again:
+        assert await again.read("f") == data(size)
+        assert not store.calls["get"], "it came to the disk"
+
+
+async def test_it_is_also_read_while_it_is_open_for_writing(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    async with mount(store, tmp_path) as m:
+        ino, fh = await m.create("f")
+        await m.fs.write(ino, fh, 0, data(100))
+        assert await m.fs.read(ino, fh, Range(10, 90)) == data(100)[10:90]
+        await m.fs.fsync(ino, fh)
+        assert store.body("f") == data(100)
+        await m.fs.write(ino, fh, 20, b"after")
+        await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        assert store.body("f") == data(100)[:20] + b"after" + data(100)[25:]
+        assert await m.read("f") == store.body("f")
+        assert not store.calls["get"]
+
+
+async def test_what_somebody_replaces_meanwhile_is_not_served_from_the_spool(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    clock = Clock()
+    async with mounted(store, tmp_path / "index", disk=tmp_path / "blocks", spool=tmp_path / "spool", clock=clock) as m:
+        await m.write("f", data(100))
+        store.put_now("f", b"theirs")
+        clock.advance(61)
+        assert await m.read("f") == b"theirs"
