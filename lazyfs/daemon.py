@@ -49,6 +49,7 @@ from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.preloader import Preloader
 from lazyfs.vfs.procfs import still_open
 from lazyfs.vfs.reader import Reader
+from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
 from lazyfs.vfs.watching import Watcher
 from lazyfs.vfs.writer import Writer
@@ -180,6 +181,9 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
                 slots = Slots(Concurrency())
                 backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
                 store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
+                journal = Journal(index)
+                if not config.mount.read_only:
+                    await journal.finish(store)
                 mount = _build(
                     config,
                     stats=stats,
@@ -187,6 +191,7 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
                     store=store,
                     slots=slots,
                     index=index,
+                    journal=journal,
                     cache=cache,
                     background=background,
                 )
@@ -305,6 +310,7 @@ def _build(
     store: Store,
     slots: Slots,
     index: Index,
+    journal: Journal,
     cache: TieredCache,
     background: trio.Nursery,
 ) -> _Mount:
@@ -355,6 +361,7 @@ def _build(
         readahead=ReadAheadPolicy(max_window=min(MAX_WINDOW, config.cache.memory // 4), step=EXTENT_SIZE),
         part_sizes=part_sizes,
         policy=_policy(config, bare.capabilities),
+        journal=journal,
         clock_ns=time.time_ns,
         still_open=still_open,
     )

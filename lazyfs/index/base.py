@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lazyfs.core.types import Kind
 
 LOCAL_ETAG = "<local>"
 """The ETag of a file that exists here and not in the bucket yet. No listing may touch such a row."""
+
+
+NOTHING_BELOW: Mapping[str, str] = MappingProxyType({})
 
 
 class Node(NamedTuple):

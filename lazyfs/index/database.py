@@ -21,7 +21,7 @@ import trio
 
 from lazyfs.core.listing import Entry, PageFacts
 from lazyfs.core.types import ROOT_INO
-from lazyfs.index.base import Applied, Node
+from lazyfs.index.base import NOTHING_BELOW, Applied, Node
 from lazyfs.index.transactions import COLUMNS, DamagedIndexError, Newer, Transactions, connect
 
 T = TypeVar("T")
@@ -171,11 +171,21 @@ class Index:
         self.note_local(parent, name.removesuffix("/"))
         await self._run(lambda: self._writer.remove_entry(parent, name))
 
-    async def move_entry(self, node: Node, parent: int, name: str, entry: Entry, *, now_ns: int) -> Node:
-        """Our own rename: the row becomes `entry` in `parent`, replacing what has that name; it keeps its number."""
+    async def move_entry(
+        self,
+        node: Node,
+        parent: int,
+        name: str,
+        entry: Entry,
+        *,
+        now_ns: int,
+        below: Mapping[str, str] = NOTHING_BELOW,
+    ) -> Node:
+        """Our own rename: the row becomes `entry` in `parent`, replacing what has that name; it keeps its number, and
+        so does all that lies in it. `below` are the ETags that files in it have now, by their path."""
         self.note_local(node.parent, node.name)
         self.note_local(parent, name)
-        moved, applied = await self._run_raw(lambda: self._writer.move_entry(node, parent, entry, now_ns))
+        moved, applied = await self._run_raw(lambda: self._writer.move_entry(node, parent, entry, now_ns, below))
         self._count(applied)
         return moved
 

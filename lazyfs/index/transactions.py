@@ -160,7 +160,9 @@ class Transactions:
             self._remove(parent, name, applied)
         return applied
 
-    def move_entry(self, node: Node, parent: int, entry: Entry, now_ns: int) -> tuple[Node, Applied]:
+    def move_entry(
+        self, node: Node, parent: int, entry: Entry, now_ns: int, below: Mapping[str, str]
+    ) -> tuple[Node, Applied]:
         """The row becomes `entry` in `parent`; see Index.move_entry."""
         with self._transaction() as applied:
             self._remove(parent, entry.name, applied)
@@ -169,6 +171,13 @@ class Transactions:
                 " checked_ns = ? WHERE ino = ?",
                 (parent, *entry, now_ns, node.ino),
             )
+            inos = {"": node.ino}
+            for path, etag in below.items():
+                above, name = _split(path)
+                self._db.execute(
+                    "UPDATE node SET etag = ?, checked_ns = ? WHERE parent = ? AND entry = ?",
+                    (etag, now_ns, self._directory(above, inos, create=False), name),
+                )
             moved = self._row(parent, entry.name)
         assert moved is not None
         return moved, applied

@@ -6,7 +6,6 @@ has no handles can use them too. This is where names, readers and writers meet; 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import stat
@@ -16,21 +15,15 @@ from lazyfs.core.errors import (
     ArchivedError,
     BadHandleError,
     BusyError,
-    CrossDeviceError,
-    ExistsError,
     IsDirectoryError,
     LazyfsError,
-    NoEntryError,
     NotDirectoryError,
     NotEmptyError,
-    NotFoundError,
     NotPermittedError,
-    PreconditionFailedError,
-    StaleError,
 )
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
-from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, ObjectId, Range
+from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, Range
 from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import Store
 from lazyfs.vfs.directories import DirectoryReader
@@ -38,6 +31,7 @@ from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import Reader
+from lazyfs.vfs.renaming import Journal, Renamer
 from lazyfs.vfs.writer import Writer
 from lazyfs.vfs.writers import Writers
 
@@ -45,8 +39,6 @@ log = logging.getLogger(__name__)
 
 _COPY_BYTES = 4 * 1024**2
 """Copied down at a time, of an object that is changed in place."""
-MAX_COPY_BYTES = 5 * 1024**3
-"""The largest object that one server-side copy takes."""
 
 
 class FileSystem:
@@ -66,6 +58,7 @@ class FileSystem:
         readahead: ReadAheadPolicy,
         part_sizes: PartSizes,
         policy: Policy,
+        journal: Journal,
         clock_ns: Callable[[], int],
         still_open: Callable[[int, int, str], bool],
     ) -> None:
@@ -81,6 +74,14 @@ class FileSystem:
             readahead=readahead,
             part_sizes=part_sizes,
             policy=policy,
+        )
+        self._renamer = Renamer(
+            namespace=namespace,
+            store=store,
+            handles=self.handles,
+            writers=self._writers,
+            policy=policy,
+            journal=journal,
         )
         self._clock_ns = clock_ns
         self._born_ns = clock_ns()
@@ -156,57 +157,8 @@ class FileSystem:
         await self.namespace.remove(node)
 
     async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool) -> None:
-        """Give a file another name: a server-side copy and a delete. CrossDeviceError where the caller must copy.
-
-        One that is being written is finished first, as by fsync. StoreError.
-        """
-        self.policy.check_writable()
-        node = await self.namespace.lookup(parent, name)
-        key = self.namespace.new_key(new_parent, new_name)
-        file = self.handles.by_ino(node.ino)
-        if node.kind is Kind.DIRECTORY:
-            raise CrossDeviceError(f"{name!r} cannot be renamed in place")
-        try:
-            target = await self.namespace.lookup(new_parent, new_name)
-        except NoEntryError:
-            target = None
-        if target is not None:
-            self._check_replaceable(target, node, replace=replace)
-        if target is not None and target.ino == node.ino:
-            return
-        if file is not None:
-            await self._writers.commit(file)  # what is being written goes up first: an upload cannot change its key
-            node = file.node
-        replaced = self.handles.by_ino(target.ino) if target is not None else None
-        async with replaced.turn if replaced is not None else contextlib.nullcontext():
-            etag = await self._copy(node, key)
-            if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
-                replaced.deleted = True
-                await replaced.discard()
-        await self._store.delete(self.namespace.key(node))
-        moved = await self.namespace.move(node, new_parent, new_name, etag=etag)
-        if file is not None:
-            file.node = moved
-            self._writers.dismiss(file)  # it knows the old name
-            if file.object is not None:
-                file.object.oid = ObjectId(key, etag)
-
-    async def _copy(self, node: Node, key: str) -> str:
-        if node.size > MAX_COPY_BYTES:
-            raise CrossDeviceError(f"{node.name!r} is too large to be copied by the server at once")
-        try:
-            return await self._store.copy(ObjectId(self.namespace.key(node), node.etag), key)
-        except (PreconditionFailedError, NotFoundError) as error:
-            self.namespace.expire(node.parent, node.name)
-            raise StaleError(f"{node.name!r} was replaced or deleted in the bucket meanwhile") from error
-
-    def _check_replaceable(self, target: Node, node: Node, *, replace: bool) -> None:
-        if not replace:
-            raise ExistsError(target.name)
-        if target.kind is Kind.DIRECTORY:
-            raise IsDirectoryError(target.name)
-        if target.ino != node.ino:
-            self.policy.check_replaceable()
+        """Give a file or a directory another name. See Renamer.rename."""
+        await self._renamer.rename(parent, name, new_parent, new_name, replace=replace)
 
     # -- opening --------------------------------------------------------------------------------------------------
 

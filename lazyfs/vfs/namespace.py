@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import trio
 
@@ -33,13 +33,14 @@ from lazyfs.core.listing import (
 )
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import ROOT_INO, Kind, ObjectId, ObjectInfo
-from lazyfs.index.base import Change, Node
+from lazyfs.index.base import NOTHING_BELOW, Change, Node
 from lazyfs.index.database import Index
 from lazyfs.index.importer import PAGE, Importer
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import SingleFlight
 from lazyfs.vfs.kernel import KernelCache, NoKernelCache
 from lazyfs.vfs.listings import DirectoryListing, Listings
+from lazyfs.vfs.together import each
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Namespace:
         return self._index.children(ino, after=after, upto=upto, limit=limit)
 
     def version(self) -> int:
-        """Another number whenever anything may have changed: what was read from the index before may be outdated."""
+        """Another number whenever anything may have changed."""
         return self._index.version()
 
     def is_empty(self, ino: int) -> bool:
@@ -239,12 +240,14 @@ class Namespace:
         await self._index.remove_entry(node.parent, node.entry)
         self._negative.put((node.parent, node.name), self._clock_ns(), 1)
 
-    async def move(self, node: Node, parent: int, name: str, *, etag: str) -> Node:
-        """A file got another name, by our own doing; its inode number stays."""
+    async def move(
+        self, node: Node, parent: int, name: str, *, etag: str, below: Mapping[str, str] = NOTHING_BELOW
+    ) -> Node:
+        """A file or directory got another name, by our own doing; its inode number stays. `below`: see the index."""
         self._negative.pop((parent, name))
         self._negative.put((node.parent, node.name), self._clock_ns(), 1)
-        entry = Entry(name, node.size, node.mtime_ns, etag, node.storage_class)
-        return await self._index.move_entry(node, parent, name, entry, now_ns=self._clock_ns())
+        entry = Entry(name + node.entry[len(node.name) :], node.size, node.mtime_ns, etag, node.storage_class)
+        return await self._index.move_entry(node, parent, name, entry, now_ns=self._clock_ns(), below=below)
 
     async def _put(self, parent: int, entry: Entry, proven_ns: int | None = None) -> Node:
         self._negative.pop((parent, entry.name.removesuffix("/")))
@@ -395,7 +398,7 @@ class Namespace:
             if page.objects or page.prefixes:
                 found.append(Entry(name + "/"))
 
-        await _both(as_file, as_directory)
+        await each((as_file, as_directory), _call, at_once=2)
 
     async def _head(self, key: str) -> ObjectInfo | None:
         try:
@@ -433,18 +436,5 @@ class Namespace:
         self._stats.add("index.skipped_keys", len(keys))
 
 
-async def _both(first: Callable[[], Awaitable[None]], second: Callable[[], Awaitable[None]]) -> None:
-    """Run both at once; the first error as itself, not in a group."""
-    errors: list[LazyfsError] = []
-
-    async def guarded(work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except LazyfsError as error:
-            errors.append(error)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(guarded, first)
-        nursery.start_soon(guarded, second)
-    if errors:
-        raise errors[0]
+async def _call(work: Callable[[], Awaitable[None]]) -> None:
+    await work()

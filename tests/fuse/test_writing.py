@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy
 import pytest
 import safetensors.numpy
+from minio import Minio
 from minio.error import S3Error
 
+from tests.fuse.conftest import Mounter
 from tests.fuse.mounts import Mount, witness
-from tests.fuse.trees import CONTROL_NAMES, ODD_NAMES, get, keys, random_bytes
+from tests.fuse.trees import CONTROL_NAMES, ODD_NAMES, get, keys, put, random_bytes
 from tests.servers import Server
 
 MIB = 1024**2
@@ -457,19 +459,28 @@ def test_publishing_by_rename(room: Path, stored: Callable[[str], bytes]) -> Non
         assert stored(".metadata") == b"metadata %d" % turn
 
 
-def test_a_directory_is_renamed_by_copying(
+def test_a_directory_is_renamed(
     room: Path, stored: Callable[[str], bytes], stored_names: Callable[[], list[str]]
 ) -> None:
-    (room / "d/e").mkdir(parents=True)
-    (room / "d/e/f").write_bytes(b"deep")
-    with pytest.raises(OSError, match="cross-device") as raised:
-        (room / "d").rename(room / "moved")
-    assert raised.value.errno == errno.EXDEV
-    subprocess.run(["mv", room / "d", room / "moved"], check=True)
-    assert stored("moved/e/f") == b"deep"
-    assert stored_names() == ["moved/", "moved/e/", "moved/e/f"]
-    shutil.move(room / "moved", room / "again")
-    assert stored("again/e/f") == b"deep"
+    """As the Hugging Face Trainer publishes a checkpoint, and as mv does it."""
+    (room / "tmp-checkpoint-1/e").mkdir(parents=True)
+    (room / "tmp-checkpoint-1/e/f").write_bytes(b"deep")
+    with (room / "tmp-checkpoint-1/large").open("wb") as large:
+        large.write(b"x" * 12 * MIB)
+        os.rename(room / "tmp-checkpoint-1", room / "checkpoint-1")
+        large.write(b"y")
+    directory = os.open(room, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+    assert stored("checkpoint-1/e/f") == b"deep"
+    assert stored("checkpoint-1/large") == b"x" * 12 * MIB + b"y"
+    subprocess.run(["mv", room / "checkpoint-1", room / "moved"], check=True)
+    assert (room / "moved/e/f").read_bytes() == b"deep"
+    assert stored_names() == ["moved/", "moved/e/", "moved/e/f", "moved/large"]
+    shutil.rmtree(room / "moved")
+    assert stored_names() == []
+    with pytest.raises(FileNotFoundError):
+        (room / "moved").rename(room / "again")
 
 
 def test_unlink_of_an_open_file(room: Path, stored_names: Callable[[], list[str]]) -> None:
@@ -591,13 +602,25 @@ def test_a_copy_within_the_mount(room: Path, stored: Callable[[str], bytes]) -> 
     assert stored("b") == stored("c") == data
 
 
-def test_an_object_over_one_part_is_not_changed_in_place(room: Path, stored: Callable[[str], bytes]) -> None:
+def test_an_object_over_one_part_is_changed_in_place(room: Path, stored: Callable[[str], bytes]) -> None:
     data = random_bytes(PART + 1)
     (room / "big").write_bytes(data)
-    with (room / "big").open("r+b", buffering=0) as file, pytest.raises(OSError) as raised:  # noqa: PT011
-        file.write(b"x")
-    assert raised.value.errno == errno.EOPNOTSUPP
-    assert stored("big") == data
+    with (room / "big").open("r+b", buffering=0) as file:
+        file.seek(100)
+        file.write(b"changed")
+    changed = data[:100] + b"changed" + data[107:]
+    assert stored("big") == changed
+    assert (room / "big").read_bytes() == changed
     with (room / "big").open("wb") as file:
         file.write(b"replaced as a whole")
     assert stored("big") == b"replaced as a whole"
+
+
+def test_without_a_cache_directory_it_is_not(mount: Mounter, bucket: str, client: Minio, server: Server) -> None:
+    data = random_bytes(PART + 1)
+    put(client, bucket, "big", data)
+    m = mount("--cache-dir", "none")
+    with (m / "big").open("r+b", buffering=0) as file, pytest.raises(OSError) as raised:  # noqa: PT011
+        file.write(b"x")
+    assert raised.value.errno == errno.EOPNOTSUPP
+    assert get(client, bucket, "big") == data

@@ -32,6 +32,7 @@ from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem, Policy
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.reader import Reader
+from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
 from lazyfs.vfs.writer import Writer
 
@@ -211,6 +212,8 @@ async def mounted(
         index = open_index(index_path, IDENTITY, warn or _no_warning)
         stack.callback(index.close)
         await index.remove_local()
+        journal = Journal(index)
+        await journal.finish(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         tier = None
         if disk is not None:
@@ -263,6 +266,7 @@ async def mounted(
             readahead=knobs.readahead,
             part_sizes=PartSizes(knobs.part),
             policy=replace(POLICY, **policy),
+            journal=journal,
             clock_ns=clock,
             still_open=still_open,
         )

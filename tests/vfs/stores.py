@@ -68,6 +68,10 @@ class ScriptedStore(MemoryStore):
         async with _Call(self, "put"):
             return await super().put(key, body, options=options, condition=condition)
 
+    async def copy(self, source: ObjectId, key: str) -> str:
+        async with _Call(self, "copy"):
+            return await super().copy(source, key)
+
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
         async with _Call(self, "create"):
             return await super().create_upload(key, options=options)

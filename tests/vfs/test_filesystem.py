@@ -17,7 +17,6 @@ from lazyfs.core.errors import (
     ArchivedError,
     BadHandleError,
     BadNameError,
-    CrossDeviceError,
     ExistsError,
     IsDirectoryError,
     NameTooLongError,
@@ -32,6 +31,7 @@ from lazyfs.core.errors import (
     StaleError,
     StaleInodeError,
     TransientStoreError,
+    UsageError,
 )
 from lazyfs.core.types import ROOT_INO, Capabilities, Changes, Kind, Range
 from lazyfs.vfs import directories
@@ -176,7 +176,8 @@ async def test_each_wrong_kind_of_name_has_its_error(mount: Mounting, store: Sma
             (BadNameError, errno.EILSEQ, lambda: fs.create(ROOT_INO, "a\0b", 1)),
             (NameTooLongError, errno.ENAMETOOLONG, lambda: fs.create(ROOT_INO, "é" * 128, 1)),
             (NameTooLongError, errno.ENAMETOOLONG, lambda: fs.make_directory(ROOT_INO, "x" * 256)),
-            (CrossDeviceError, errno.EXDEV, lambda: fs.rename(ROOT_INO, "full", ROOT_INO, "new", replace=True)),
+            (UsageError, errno.EINVAL, lambda: fs.rename(ROOT_INO, "full", directory, "new", replace=True)),
+            (NotDirectoryError, errno.ENOTDIR, lambda: fs.rename(ROOT_INO, "full", ROOT_INO, "file", replace=True)),
             (IsDirectoryError, errno.EISDIR, lambda: fs.rename(ROOT_INO, "file", ROOT_INO, "full", replace=True)),
             (ExistsError, errno.EEXIST, lambda: fs.rename(ROOT_INO, "file", directory, "x", replace=False)),
             (NoEntryError, errno.ENOENT, lambda: fs.rename(ROOT_INO, "none", ROOT_INO, "new", replace=True)),

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lazyfs.core.errors import (
-    CrossDeviceError,
     ExistsError,
     IsDirectoryError,
     LazyfsError,
@@ -765,6 +764,8 @@ class Bucket(RuleBasedStateMachine):
         if asked is None or target is None or path == new:
             return
         told, ino, parent, name = asked
+        if told.kind == "directory":  # see test_renaming.py
+            return
         file = self.files.get(ino)
         opened = self.mount.fs.handles.by_ino(ino)
         unsent = file is not None and file.dirty and not file.broken and not file.deleted
@@ -787,7 +788,6 @@ class Bucket(RuleBasedStateMachine):
             stale = isinstance(outcome, PreconditionFailedError | NotFoundError | StaleError)
             reasons = (
                 (told.kind == "nothing" and isinstance(outcome, NoEntryError))
-                or (told.kind == "directory" and isinstance(outcome, CrossDeviceError))
                 or (target[0].kind == "directory" and isinstance(outcome, IsDirectoryError))
                 or (file is not None and (file.dirty or file.broken))
                 or (stale and self._etag(path) != told.etag)
