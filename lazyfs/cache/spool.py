@@ -1,11 +1,14 @@
 """The spool: local files that hold what is being written, and afterwards serve it until the SSD tier has it.
 
+Large writes go past the page cache (see `cache.directio`): the pages of the mount's own file are there already.
+
 Promises that what was written can be read back, at any place and in any order, and that the spool stays below its
 limit. Its files have no name (O_TMPFILE): they are nobody else's, and nothing of them stays, however the mount ends.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import TypeVar
 
 import trio
 
+from lazyfs.cache.directio import UNIT, aligned
 from lazyfs.core.errors import NoRoomError, SpoolError
 from lazyfs.core.types import Buffer
 
@@ -20,6 +24,8 @@ T = TypeVar("T")
 
 THREADS = 8
 """That read and write spool files at a time."""
+DIRECT_BYTES = 1024**2
+"""Written directly at a time; smaller writes are patches, which the page cache collects."""
 
 
 class Spool:
@@ -29,17 +35,33 @@ class Spool:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._directory = directory
-        self._limiter = trio.CapacityLimiter(THREADS)
+        self._buffers: list[memoryview] = []
+        self.limiter = trio.CapacityLimiter(THREADS)
+
+    def buffer(self) -> memoryview:
+        """DIRECT_BYTES of memory for direct I/O, warm if it can be; to be given back."""
+        try:
+            return self._buffers.pop()
+        except IndexError:
+            return aligned(DIRECT_BYTES)
+
+    def give_back(self, buffer: memoryview) -> None:
+        """It may be used by others."""
+        self._buffers.append(buffer)
 
     async def open(self) -> SpoolFile:
         """A new, empty file. SpoolError."""
 
-        def create() -> int:
+        def create() -> tuple[int, int]:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            made = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                return made, os.open(f"/proc/self/fd/{made}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            except OSError:  # this file system has no direct I/O
+                return made, -1
 
         try:
-            return SpoolFile(self, await trio.to_thread.run_sync(create, limiter=self._limiter), self._limiter)
+            return SpoolFile(self, *await trio.to_thread.run_sync(create, limiter=self.limiter))
         except OSError as error:
             raise SpoolError(f"spool {self._directory}: {error.strerror}") from error
 
@@ -47,18 +69,19 @@ class Spool:
 class SpoolFile:
     """One file of the spool. Whoever has it closes it. Methods raise SpoolError; those that need room, NoRoomError."""
 
-    def __init__(self, spool: Spool, descriptor: int, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, spool: Spool, descriptor: int, direct: int) -> None:
         self.size = 0
         self._spool = spool
         self._descriptor = descriptor
-        self._limiter = limiter
+        self._direct = direct
+        """The same file opened for direct I/O; -1 if that cannot be."""
         self._users = 0
         self._closed = False
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Put `data` at `offset`; a gap before it is zeros."""
         self._grow(max(self.size, offset + len(data)))
-        await self._run(lambda: _write_all(self._descriptor, data, offset))
+        await self._run(lambda: self._write(memoryview(data), offset))
 
     async def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`, which the file has."""
@@ -89,7 +112,7 @@ class SpoolFile:
             raise SpoolError("the spool file is closed")
         self._users += 1
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, limiter=self._spool.limiter)
         except OSError as error:
             raise SpoolError(f"spool: {error.strerror}") from error
         finally:
@@ -100,12 +123,31 @@ class SpoolFile:
         if self._closed and not self._users and self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            if self._direct >= 0:
+                os.close(self._direct)
             self._spool.used_bytes -= self.size
             self.size = 0
 
+    def _write(self, data: memoryview, offset: int) -> None:
+        """In a thread. What is large and lies on whole units goes directly, the rest through the page cache."""
+        while self._direct >= 0 and offset % UNIT == 0 and len(data) >= DIRECT_BYTES:
+            try:
+                written = self._write_directly(data[:DIRECT_BYTES], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                os.close(self._direct)  # this file system opens so, but does not write so
+                self._direct = -1
+                break
+            data, offset = data[written:], offset + written
+        while data:
+            written = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[written:], offset + written
 
-def _write_all(descriptor: int, data: Buffer, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
+    def _write_directly(self, data: memoryview, offset: int) -> int:
+        buffer = self._spool.buffer()
+        try:
+            buffer[:] = data
+            return os.pwrite(self._direct, buffer, offset)
+        finally:
+            self._spool.give_back(buffer)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lazyfs.cache.memory import MemoryTier
-from lazyfs.cache.spool import Spool
+from lazyfs.cache.spool import DIRECT_BYTES, Spool
 from lazyfs.core.errors import (
     LazyfsError,
     NoRoomError,
@@ -206,6 +209,37 @@ async def test_a_lost_race_is_told_also_when_all_goes_up_at_commit() -> None:
         with pytest.raises(PreconditionFailedError):
             await writer.commit()
         assert place.store.body(KEY) == b"theirs"
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_spool_file_holds_what_was_written_directly_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refuses: bool
+) -> None:
+    if refuses:  # some file systems open for direct I/O and then do not do it
+        written = os.pwrite
+
+        def pwrite(descriptor: int, data: Any, offset: int) -> int:
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "no direct I/O")
+            return written(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+    spool, model, random = Spool(tmp_path, limit_bytes=10**9), bytearray(), Random(5)
+    file = await spool.open()
+    content = random.randbytes(4 * DIRECT_BYTES)
+    for _ in range(40):
+        start = random.choice([0, 4096, DIRECT_BYTES, random.randrange(6 * DIRECT_BYTES)])
+        piece = content[: random.choice([3, 5000, DIRECT_BYTES, DIRECT_BYTES + 7, 3 * DIRECT_BYTES])]
+        await file.write(start, piece)
+        model.extend(bytes(max(0, start - len(model))))
+        model[start : start + len(piece)] = piece
+        at = random.randrange(len(model))
+        assert await file.read(at, min(at + 10_000, len(model))) == model[at : at + 10_000]
+    assert await file.read(0, len(model)) == model
+    assert spool.used_bytes == len(model)
+    assert list(tmp_path.iterdir()) == []
+    file.close()
+    assert spool.used_bytes == 0
 
 
 # -- through the verbs ----------------------------------------------------------------------------------------------
