@@ -16,6 +16,7 @@ from lazyfs.cache.blockfile import NOTHING
 from lazyfs.cache.spool import SpoolFile
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.core.errors import NotFoundError, PreconditionFailedError, SpoolError, StaleError
+from lazyfs.core.eviction import LRU
 from lazyfs.core.ranges import block_range, blocks_of, plan_extents
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId, Range
@@ -25,6 +26,7 @@ from lazyfs.vfs.slots import Slots, Ticket, Urgency
 
 log = logging.getLogger(__name__)
 
+MAX_ORIGINS = 100_000
 _MEMORY_POLL_S = 0.02
 
 
@@ -68,6 +70,8 @@ class Fetcher:
         self._flights: dict[tuple[ObjectId, int], _BlockFlight] = {}
         self._spooled: dict[ObjectId, SpoolFile] = {}
         """What was written here and is not on the disk yet."""
+        self._origins: LRU[ObjectId, ObjectId] = LRU()
+        """Of copies that the server made for us: what they are copies of."""
 
     @property
     def in_flight(self) -> int:
@@ -150,6 +154,12 @@ class Fetcher:
         self._spooled[oid] = spooled
         self._nursery.start_soon(self._bring_to_disk, oid, spooled)
 
+    def copied(self, source: ObjectId, copy: ObjectId) -> None:
+        """The server has made `copy` of `source`: what is here of one is also the other's."""
+        self._origins.put(copy, self._origins.get(source) or source, 1)
+        while len(self._origins) > MAX_ORIGINS:
+            self._origins.pop_oldest()
+
     async def _bring_to_disk(self, oid: ObjectId, spooled: SpoolFile) -> None:
         size = spooled.size
         try:
@@ -184,6 +194,18 @@ class Fetcher:
             return {}
         blocks = self._cut(data, extent, size)
         self._cache.admit(oid, blocks, len(data), to_disk=False, whole=data)
+        return blocks
+
+    async def _from_origin(self, origin: ObjectId, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
+        """`extent` of what `oid` is a copy of, if all of it is here; kept as the copy's from then on."""
+        found = {block: data for block in extent if (data := self._cache.resident(origin, block)) is not None}
+        if len(found) < len(extent):
+            found = await self._unspool(origin, size, extent) or dict((await self._cache.load(origin, extent)).blocks)
+        if len(found) < len(extent):
+            return {}
+        whole = memoryview(b"".join(found[block] for block in extent))
+        blocks = self._cut(whole, extent, size)
+        self._cache.admit(oid, blocks, len(whole), to_disk=True, whole=whole)
         return blocks
 
     def _cut(self, data: memoryview, blocks: range, size: int) -> dict[int, Buffer]:
@@ -227,6 +249,9 @@ class Fetcher:
     async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
         if self._spooled and (written := await self._unspool(oid, size, extent)):
             return written
+        origin = self._origins.get(oid) if len(self._origins) else None
+        if origin is not None and (copied := await self._from_origin(origin, oid, size, extent)):
+            return copied
         preloading = ticket.urgency is Urgency.PRELOAD  # then it is known that the disk has nothing
         loaded = await self._cache.load(oid, extent) if not preloading else NOTHING
         found = dict(loaded.blocks)

@@ -80,6 +80,7 @@ class FileSystem:
             store=store,
             handles=self.handles,
             writers=self._writers,
+            reader=reader,
             policy=policy,
             journal=journal,
         )

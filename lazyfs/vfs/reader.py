@@ -60,6 +60,10 @@ class Reader:
         """Keep what was just written, as if it had been read."""
         self._fetcher.keep(oid, content)
 
+    def copied(self, source: ObjectId, copy: ObjectId) -> None:
+        """The server has made `copy` of `source`: what is here of one is also the other's."""
+        self._fetcher.copied(source, copy)
+
     def keep_spooled(self, oid: ObjectId, spooled: SpoolFile) -> None:
         """Serve what was just written out of the spool, until the SSD tier has it; closes the file then."""
         self._fetcher.keep_spooled(oid, spooled)

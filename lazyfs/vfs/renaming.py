@@ -2,7 +2,7 @@
 
 Promises that a rename which fails before its last copy leaves the old names as they were and nothing under the new
 one; that one which a kill interrupts is finished by the next mount (`Journal`); that inode numbers stay, as the kernel
-goes on using them; and that who has a file open goes on reading it.
+goes on using them; that who has a file open goes on reading it; and that what is here of it need not be fetched again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from lazyfs.store.base import Store
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
+from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.together import each
 from lazyfs.vfs.writers import Writers
 
@@ -98,10 +99,12 @@ class Renamer:
         store: Store,
         handles: Handles,
         writers: Writers,
+        reader: Reader,
         policy: Policy,
         journal: Journal,
     ) -> None:
         self._journal = journal
+        self._reader = reader
         self._namespace = namespace
         self._store = store
         self._handles = handles
@@ -153,10 +156,12 @@ class Renamer:
 
     async def _copy(self, source: ObjectId, key: str, node: Node) -> str:
         try:
-            return await self._store.copy(source, key)
+            etag = await self._store.copy(source, key)
         except (PreconditionFailedError, NotFoundError) as error:
             self._namespace.expire(node.parent, node.name)
             raise StaleError(f"{source.key!r} was replaced or deleted in the bucket meanwhile") from error
+        self._reader.copied(source, ObjectId(key, etag))
+        return etag
 
     def _follow(self, file: OpenFile, key: str, etag: str) -> None:
         """Who has the file open reads it by its new name from now on."""

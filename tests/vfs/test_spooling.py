@@ -341,3 +341,38 @@ async def test_what_somebody_replaces_meanwhile_is_not_served_from_the_spool(tmp
         store.put_now("f", b"theirs")
         clock.advance(61)
         assert await m.read("f") == b"theirs"
+
+
+@pytest.mark.parametrize("size", [3, PART, 100])
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("what", ["file", "directory", "twice", "open"])
+async def test_what_was_written_and_then_renamed_is_not_fetched_either(
+    tmp_path: Path, size: int, settled: bool, what: str
+) -> None:
+    store = ScriptedStore()
+    async with mount(store, tmp_path) as m:
+        await m.fs.make_directory(1, "d")
+        await m.write("d/tmp", data(size))
+        if settled:
+            await m.settle()
+        directory = (await m.lookup("d")).ino
+        ino, fh = await m.open("d/tmp")
+        if what != "open":
+            await m.fs.release(ino, fh)
+        if what == "directory":
+            await m.fs.rename(1, "d", 1, "e", replace=True)
+        else:
+            await m.fs.rename(directory, "tmp", 1, "model", replace=True)
+        if what == "twice":
+            await m.fs.rename(1, "model", 1, "final", replace=True)
+        if what == "open":
+            assert await m.fs.read(ino, fh, Range(0, size)) == data(size)
+            await m.fs.release(ino, fh)
+        name = {"file": "model", "directory": "e/tmp", "twice": "final", "open": "model"}[what]
+        for _ in range(2):
+            assert await m.read(name) == data(size)
+            await m.settle()
+        assert not store.calls["get"]
+    async with mount(store, tmp_path) as m:
+        assert await m.read(name) == data(size)
+        assert not store.calls["get"]
