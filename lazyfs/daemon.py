@@ -122,6 +122,7 @@ class _Mount:
             "files": files,
             "bytes": size,
             "open_handles": len(self.filesystem.handles),
+            "lost_and_found": self.filesystem.lost,
             "import": _progress_of(self.namespace),
             "preload": None if self.preloader is None else asdict(self.preloader.progress),
             "cache": {

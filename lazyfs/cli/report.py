@@ -84,6 +84,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
         yield "reading", f"{connections['in_flight']} requests in flight, at most {connections['limit']} now"
     if report.get("open_handles"):
         yield "open", f"{report['open_handles']:,} files"
+    for key, place in report.get("lost_and_found") or ():
+        yield "lost race", f"{key}: somebody else was faster; what was written here is kept as {place}"
     if report.get("pending_uploads"):
         yield "uploads", f"{report['pending_uploads']} to finish"
 

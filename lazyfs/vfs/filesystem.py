@@ -74,6 +74,7 @@ class FileSystem:
             readahead=readahead,
             part_sizes=part_sizes,
             policy=policy,
+            clock_ns=clock_ns,
         )
         self._renamer = Renamer(
             namespace=namespace,
@@ -320,6 +321,11 @@ class FileSystem:
         if file.writer is None or file.deleted:
             return False
         return file.writer.is_dirty or (file.node.is_local and self.namespace.has(file.node.ino))
+
+    @property
+    def lost(self) -> list[tuple[str, str]]:
+        """Keys for which somebody else was faster, and the keys that have what was written here; the latest."""
+        return list(self._writers.lost)
 
     async def abandon(self) -> None:
         """The mount ends: withdraw what programs had not finished, so that no upload stays behind."""

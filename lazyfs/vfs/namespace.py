@@ -75,7 +75,7 @@ class Namespace:
     ) -> None:
         self._index = index
         self._store = store
-        self._root = root
+        self.root = root
         self._ttl_ns = ttl_s * 1e9
         self._clock_ns = clock_ns
         self._stats = stats
@@ -187,7 +187,7 @@ class Namespace:
         path = self._index.path(node.ino)
         if path is None:
             raise StaleInodeError(node.name)
-        return self._root + path
+        return self.root + path
 
     def new_key(self, parent: int, name: str) -> str:
         """The key that a new file `name` in `parent` gets. BadNameError, NameTooLongError, StaleInodeError."""
@@ -262,7 +262,7 @@ class Namespace:
 
     def expire_key(self, oid: ObjectId) -> None:
         """A read found that the bucket no longer has this version."""
-        above, _, name = oid.key[len(self._root) :].rpartition("/")
+        above, _, name = oid.key[len(self.root) :].rpartition("/")
         parent = self._index.find_directory(above)
         if parent is not None:
             self.expire(parent, name)
@@ -270,9 +270,9 @@ class Namespace:
     async def learn(self, key: str) -> None:
         """Object `key` was created, replaced or removed by somebody: ask for it, and for directories that come and go
         with it. What it says is as new as the call. LazyfsError."""
-        path = key[len(self._root) :].removesuffix("/")
+        path = key[len(self.root) :].removesuffix("/")
         names = path.split("/")
-        if not key.startswith(self._root) or any(component_problem(name) for name in names):
+        if not key.startswith(self.root) or any(component_problem(name) for name in names):
             return
         while True:
             try:
@@ -408,7 +408,7 @@ class Namespace:
 
     async def _list(self, ino: int, on_page: Callable[[str], None]) -> None:
         node = self.directory(ino)
-        await self.importer.list_directory(self.key(node)[len(self._root) :], on_page=on_page)
+        await self.importer.list_directory(self.key(node)[len(self.root) :], on_page=on_page)
 
     def _told_absent(self, parent: int, name: str) -> None:
         """Remember that the kernel may now believe `name` absent, since when that is proven."""

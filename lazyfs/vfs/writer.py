@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
@@ -22,7 +22,14 @@ import trio
 
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.spool import Spool, SpoolFile
-from lazyfs.core.errors import LazyfsError, NoRoomError, OutOfOrderError, SpoolError, TooBigError
+from lazyfs.core.errors import (
+    LazyfsError,
+    NoRoomError,
+    OutOfOrderError,
+    PreconditionFailedError,
+    SpoolError,
+    TooBigError,
+)
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import Buffer, Condition, Part, Range, Upload
 from lazyfs.core.units import format_size
@@ -173,17 +180,23 @@ class Writer:
         if self._file is not None:
             self._file.close()
 
-    async def commit(self) -> None:
+    async def commit(self, rescue: Callable[[], Awaitable[None]] | None = None) -> None:
         """Make the bucket hold what was written; returns when it does. Costs nothing when it already does.
 
-        On an error everything that was sent is withdrawn, and the file takes no more writes.
+        On an error everything that was sent is withdrawn, and the file takes no more writes. If it is that somebody
+        else was faster, `rescue` is called before, while what was written can still be read.
         """
         self._check()
         if not self._dirty:
             return
         async with self._whole_or_withdrawn():
             await self._extend(self._length_hint)
-            self.etag = await self._finish()
+            try:
+                self.etag = await self._finish()
+            except PreconditionFailedError:
+                if rescue is not None:
+                    await rescue()
+                raise
         self._condition = Condition(etag=self.etag)
         self._dirty = False
 

@@ -6,6 +6,9 @@ Knows nothing of handles and of the kernel's calls: `vfs.filesystem` calls it fo
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections import deque
 from collections.abc import Callable
 
 from lazyfs.core.errors import LazyfsError, NotSupportedError
@@ -21,7 +24,12 @@ from lazyfs.vfs.writer import Writer
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 4 * 1024**2
-"""Copied down at a time, of an object that is changed in place."""
+"""Copied at a time, of an object that is changed in place or of what is kept of a lost race."""
+LOST = ".lazyfs-lost+found"
+"""The directory of the mount that takes what lost a race."""
+MAX_LOST = 100
+"""Of them that `lazyfs status` tells; the objects stay."""
+_LOST_NAME_BYTES = 180
 
 
 class Writers:
@@ -36,6 +44,7 @@ class Writers:
         readahead: ReadAheadPolicy,
         part_sizes: PartSizes,
         policy: Policy,
+        clock_ns: Callable[[], int],
     ) -> None:
         self._namespace = namespace
         self._reader = reader
@@ -43,6 +52,10 @@ class Writers:
         self._readahead = readahead
         self._part_sizes = part_sizes
         self._policy = policy
+        self._clock_ns = clock_ns
+        self._lost_count = 0
+        self.lost: deque[tuple[str, str]] = deque(maxlen=MAX_LOST)
+        """Keys for which somebody else was faster, and where what was written is; the latest."""
         self.spoiled: set[int] = set()
         """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed."""
 
@@ -92,7 +105,7 @@ class Writers:
             if writer is None or file.deleted or not (writer.is_dirty or writer.error):
                 return
             try:
-                await writer.commit()
+                await writer.commit(lambda: self._rescue(writer))
             except LazyfsError as error:
                 log.error("upload of %r failed: %s", writer.key, error)
                 self.spoiled.add(file.ino)
@@ -110,6 +123,26 @@ class Writers:
             if file.node.ino != file.ino:  # replaced by somebody while it was written, and now by us
                 self.spoiled.add(file.node.ino)
                 self._namespace.kernel.forget_entry(node.parent, node.name)
+
+    async def _rescue(self, writer: Writer) -> None:
+        """Somebody else has changed the object meanwhile, and theirs stays: keep ours under another name."""
+        name = writer.key.rpartition("/")[2].encode()[:_LOST_NAME_BYTES].decode(errors="ignore")
+        self._lost_count += 1
+        key = f"{self._namespace.root}{LOST}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(self._clock_ns() / 1e9))}"
+        key += f"-{os.getpid()}-{self._lost_count}-{name}"
+        copy = self.new(key, b"", Condition(absent=True))
+        try:
+            for start in range(0, writer.size, _COPY_BYTES):
+                await copy.write(start, await writer.read(Range(start, start + _COPY_BYTES)))
+            await copy.commit()
+            await self._namespace.learn(key)
+        except LazyfsError as error:
+            log.error("somebody else has changed %r, and what was written here is lost: %s", writer.key, error)
+            return
+        finally:
+            copy.close()
+        self.lost.append((writer.key, key))
+        log.error("somebody else has changed %r; what was written here is kept as %r", writer.key, key)
 
     def dismiss(self, file: OpenFile) -> None:
         """Nobody writes any more. What the bucket has now is kept as if it had been read: it need not be fetched."""

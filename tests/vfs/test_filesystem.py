@@ -35,6 +35,7 @@ from lazyfs.core.errors import (
 )
 from lazyfs.core.types import ROOT_INO, Capabilities, Changes, Kind, Range
 from lazyfs.vfs import directories
+from lazyfs.vfs.writers import LOST
 from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
 
 PART = Knobs().part
@@ -516,8 +517,9 @@ async def test_a_new_file_never_replaces_one_that_somebody_made_meanwhile(mount:
         await m.fs.release(ino, fh)
         await m.settle()
         assert store.body("a") == b"theirs!"
-        assert await m.names() == ["a"], "who won is seen at once, not after the lease"
+        assert set(await m.names()) == {"a", LOST}, "who won is seen at once, not after the lease"
         assert await m.read("a") == b"theirs!"
+        assert await lost_and_found(m) == [b"ours"]
 
 
 @pytest.mark.expect_warnings
@@ -538,9 +540,51 @@ async def test_an_overwrite_never_replaces_another_version_than_was_opened(
         await m.fs.release(ino, fh)
         await m.settle()
         if theirs is None:
-            assert await m.names() == []
+            assert await m.names() == [LOST]
         else:
             assert await m.read("a") == theirs
+        assert await lost_and_found(m) == [b"ours"]
+
+
+@pytest.mark.expect_warnings
+@pytest.mark.parametrize("pattern", ["stream", "changed"])
+async def test_what_lost_a_race_is_kept_and_told(tmp_path: Path, store: SmallPages, pattern: str) -> None:
+    content = bytes(range(1, 201))
+    async with mounted(store, tmp_path / "index", spool=tmp_path / "spool") as m:
+        ino, fh = await m.create("a")
+        await m.fs.write(ino, fh, 0, content)
+        if pattern == "changed":
+            await m.fs.write(ino, fh, 5, content[5:7])
+        store.put_now("a", b"theirs!")
+        with pytest.raises(PreconditionFailedError):
+            await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        await m.settle()
+        assert await lost_and_found(m) == [content]
+        ((key, place),) = m.fs.lost
+        assert key == "a"
+        assert store.body(place) == content
+
+
+@pytest.mark.expect_warnings
+async def test_what_cannot_be_kept_is_told_to_be_lost(
+    mount: Mounting, store: SmallPages, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mount() as m:
+        ino, fh = await m.create("a")
+        await m.fs.write(ino, fh, 0, bytes(200))  # no spool: most of it was sent and can only be withdrawn
+        store.put_now("a", b"theirs!")
+        with pytest.raises(PreconditionFailedError):
+            await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        await m.settle()
+        assert not m.fs.lost
+        assert "is lost" in caplog.text
+
+
+async def lost_and_found(m: Mount) -> list[bytes]:
+    """What is kept of writers that lost a race."""
+    return [await m.read(f"{LOST}/{name}") for name in await m.names(LOST)]
 
 
 async def test_where_no_condition_is_honoured_the_last_writer_wins(mount: Mounting, store: SmallPages) -> None:
