@@ -189,7 +189,7 @@ def test_another_writer_wins_the_race(mount: Mounter, server: Server, client: Mi
     if "conditional-put" in server.limits:
         pytest.skip("the gateway ignores If-None-Match and If-Match on PUT: the last writer wins")
     put(client, bucket, "old", b"as it was")
-    m = mount(expect_log=["upload of"])
+    m = mount(expect_log=["upload of|is kept as"])
     m.wait_imported()
     with refused(errno.EEXIST, errno.ESTALE), (m / "new").open("wb") as file:
         file.write(b"mine")
@@ -201,6 +201,9 @@ def test_another_writer_wins_the_race(mount: Mounter, server: Server, client: Mi
         put(client, bucket, "old", b"theirs too")
     assert get(client, bucket, "new") == b"theirs"
     assert get(client, bucket, "old") == b"theirs too"
+    kept = dict(m.status()["lost_and_found"])
+    assert {key: get(client, bucket, place) for key, place in kept.items()} == {"new": b"mine", "old": b"minet was"}
+    assert {(m / place).read_bytes() for place in kept.values()} == {b"mine", b"minet was"}
 
 
 def test_somebody_replaces_the_object_while_it_is_rewritten(
@@ -208,7 +211,7 @@ def test_somebody_replaces_the_object_while_it_is_rewritten(
 ) -> None:
     """Whoever wins, the mount and the bucket agree afterwards, and the daemon has no trouble of its own."""
     put(client, bucket, "f", b"as it was")
-    m = mount("--metadata-ttl", "0", expect_log=["upload of"])
+    m = mount("--metadata-ttl", "0", expect_log=["upload of|is kept as"])
     m.wait_imported()
     with contextlib.suppress(OSError), (m / "f").open("r+b") as file:
         file.write(b"mine")
