@@ -51,6 +51,7 @@ from lazyfs.vfs.procfs import still_open
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
+from lazyfs.vfs.uploads import Uploads
 from lazyfs.vfs.watching import Watcher
 from lazyfs.vfs.writer import Writer
 
@@ -182,9 +183,10 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
                 slots = Slots(Concurrency())
                 backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
                 store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
-                journal = Journal(index)
+                journal, uploads = Journal(index), Uploads(store=store, index=index)
                 if not config.mount.read_only:
                     await journal.finish(store)
+                    await uploads.abort_left()
                 mount = _build(
                     config,
                     stats=stats,
@@ -193,6 +195,7 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
                     slots=slots,
                     index=index,
                     journal=journal,
+                    uploads=uploads,
                     cache=cache,
                     background=background,
                 )
@@ -312,6 +315,7 @@ def _build(
     slots: Slots,
     index: Index,
     journal: Journal,
+    uploads: Uploads,
     cache: TieredCache,
     background: trio.Nursery,
 ) -> _Mount:
@@ -343,7 +347,7 @@ def _build(
 
     def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
         return Writer(
-            store=store,
+            store=uploads,
             memory=cache.memory,
             nursery=background,
             key=key,

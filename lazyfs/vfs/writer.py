@@ -35,6 +35,7 @@ from lazyfs.core.types import Buffer, Condition, Part, Range, Upload
 from lazyfs.core.units import format_size
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.flight import Flight
+from lazyfs.vfs.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Writer:
     def __init__(
         self,
         *,
-        store: Store,
+        store: Store | Uploads,
         memory: MemoryTier,
         nursery: trio.Nursery,
         key: str,

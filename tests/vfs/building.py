@@ -34,6 +34,7 @@ from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
+from lazyfs.vfs.uploads import Uploads
 from lazyfs.vfs.writer import Writer
 
 T = TypeVar("T")
@@ -212,7 +213,7 @@ async def mounted(
         index = open_index(index_path, IDENTITY, warn or _no_warning)
         stack.callback(index.close)
         await index.remove_local()
-        journal = Journal(index)
+        journal, uploads = Journal(index), Uploads(store=store, index=index)
         await journal.finish(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         tier = None
@@ -247,7 +248,7 @@ async def mounted(
 
         def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
             return Writer(
-                store=store,
+                store=uploads,
                 memory=memory,
                 nursery=nursery,
                 key=key,

@@ -1,0 +1,78 @@
+"""The multipart uploads of this mount, remembered in the index while they are under way.
+
+Promises that parts which a killed daemon sent are not kept, and paid for, for ever: the next mount aborts its uploads.
+Not those of others: it aborts what it began, and nothing that a listing of uploads might show.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+
+from lazyfs.core.errors import LazyfsError
+from lazyfs.core.types import ANY, Buffer, Condition, Part, Upload
+from lazyfs.index.database import Index
+from lazyfs.store.base import DEFAULT_PUT, PutOptions, Store
+from lazyfs.vfs.together import each
+
+log = logging.getLogger(__name__)
+
+_META = "uploads"
+_AT_ONCE = 8
+
+
+class Uploads:
+    """The verbs by which a writer changes `store`; what is begun is remembered until it has ended."""
+
+    def __init__(self, *, store: Store, index: Index) -> None:
+        self._store = store
+        self._index = index
+        self._open: dict[str, str] = json.loads(index.meta(_META) or "{}")
+        """Keys by the uploads' ids."""
+
+    async def put(
+        self, key: str, body: Buffer, *, options: PutOptions = DEFAULT_PUT, condition: Condition = ANY
+    ) -> str:
+        """See Store.put."""
+        return await self._store.put(key, body, options=options, condition=condition)
+
+    async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
+        """See Store.create_upload."""
+        upload = await self._store.create_upload(key, options=options)
+        self._open[upload.upload_id] = key
+        await self._remember()
+        return upload
+
+    async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
+        """See Store.upload_part."""
+        return await self._store.upload_part(upload, number, body)
+
+    async def complete_upload(self, upload: Upload, parts: Sequence[Part], *, condition: Condition = ANY) -> str:
+        """See Store.complete_upload."""
+        etag = await self._store.complete_upload(upload, parts, condition=condition)
+        await self._over(upload)
+        return etag
+
+    async def abort_upload(self, upload: Upload) -> None:
+        """See Store.abort_upload. If it fails, the next mount tries again."""
+        await self._store.abort_upload(upload)
+        await self._over(upload)
+
+    async def abort_left(self) -> None:
+        """Abort what the last mount left because it was killed. What cannot be done now is left for the next one."""
+
+        async def abort(upload: Upload) -> None:
+            try:
+                await self.abort_upload(upload)
+            except LazyfsError as error:
+                log.warning("an upload of %r was left by a killed mount, and is not aborted: %s", upload.key, error)
+
+        await each([Upload(key, upload_id) for upload_id, key in self._open.items()], abort, at_once=_AT_ONCE)
+
+    async def _over(self, upload: Upload) -> None:
+        if self._open.pop(upload.upload_id, None) is not None:
+            await self._remember()
+
+    async def _remember(self) -> None:
+        await self._index.set_meta(_META, json.dumps(self._open))
