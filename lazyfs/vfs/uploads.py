@@ -1,7 +1,7 @@
 """The multipart uploads of this mount, remembered in the index while they are under way.
 
 Promises that parts which a killed daemon sent are not kept, and paid for, for ever: the next mount aborts its uploads.
-Not those of others: it aborts what it began, and nothing that a listing of uploads might show.
+Not those of others; only of a key whose upload was just being begun, all are: nobody can tell which one is ours.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ class Uploads:
     def __init__(self, *, store: Store, index: Index) -> None:
         self._store = store
         self._index = index
-        self._open: dict[str, str] = json.loads(index.meta(_META) or "{}")
+        remembered = json.loads(index.meta(_META) or "{}")
+        self._open: dict[str, str] = remembered.get("open", {})
         """Keys by the uploads' ids."""
+        self._begun: list[str] = remembered.get("begun", [])
+        """Keys of which an upload may exist that we do not know the id of yet."""
 
     async def put(
         self, key: str, body: Buffer, *, options: PutOptions = DEFAULT_PUT, condition: Condition = ANY
@@ -39,7 +42,10 @@ class Uploads:
 
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
         """See Store.create_upload."""
+        self._begun.append(key)
+        await self._remember()
         upload = await self._store.create_upload(key, options=options)
+        self._begun.remove(key)
         self._open[upload.upload_id] = key
         await self._remember()
         return upload
@@ -68,11 +74,23 @@ class Uploads:
             except LazyfsError as error:
                 log.warning("an upload of %r was left by a killed mount, and is not aborted: %s", upload.key, error)
 
+        async def abort_begun(key: str) -> None:
+            try:
+                for upload in await self._store.list_uploads(key):
+                    if upload.key == key:
+                        await self._store.abort_upload(upload)
+            except LazyfsError as error:
+                log.warning("uploads of %r may be left by a killed mount: %s", key, error)
+                return
+            self._begun.remove(key)
+            await self._remember()
+
         await each([Upload(key, upload_id) for upload_id, key in self._open.items()], abort, at_once=_AT_ONCE)
+        await each(list(self._begun), abort_begun, at_once=_AT_ONCE)
 
     async def _over(self, upload: Upload) -> None:
         if self._open.pop(upload.upload_id, None) is not None:
             await self._remember()
 
     async def _remember(self) -> None:
-        await self._index.set_meta(_META, json.dumps(self._open))
+        await self._index.set_meta(_META, json.dumps({"open": self._open, "begun": self._begun}))
