@@ -102,6 +102,7 @@ class _Mount:
     filesystem: FileSystem
     session: Session
     slots: Slots
+    spool: Spool | None
     preloader: Preloader | None
     started_s: float
 
@@ -128,6 +129,7 @@ class _Mount:
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
                 "shared": None if self.cache.shared is None else self.cache.shared.status(),
             },
+            "spool": None if self.spool is None else {"used": self.spool.used_bytes, "limit": self.spool.limit_bytes},
             "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
             "stats": dict(self.stats.snapshot()),
             "skipped_keys": self.namespace.skipped_keys,
@@ -367,7 +369,9 @@ def _build(
     preloader = None
     if config.cache.preload and cache.disk is not None:
         preloader = Preloader(namespace=namespace, fetcher=fetcher, disk=cache.disk)
-    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, preloader, time.time())
+    return _Mount(
+        config, stats, bare, index, namespace, cache, filesystem, session, slots, spool, preloader, time.time()
+    )
 
 
 def _settings(config: Config) -> S3Settings:

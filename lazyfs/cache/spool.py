@@ -1,25 +1,30 @@
 """The spool: local files that hold what is being written, and afterwards serve it until the SSD tier has it.
 
 Promises that what was written can be read back, at any place and in any order, and that the spool stays below its
-limit. Its files have no name (O_TMPFILE): they are nobody else's, and nothing of them stays, however the mount ends.
+limit; what only serves as cache gives way to what is being written. Its files have no name (O_TMPFILE): they are nobody
+else's, and nothing of them stays, however the mount ends.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from lazyfs.core.errors import NoRoomError, SpoolError
+from lazyfs.core.errors import LazyfsError, NoRoomError, SpoolError
 from lazyfs.core.types import Buffer
 
 T = TypeVar("T")
 
 THREADS = 8
 """That read and write spool files at a time."""
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+"""What open(2) says where a file system has no O_TMPFILE (NFS, older overlayfs) or the kernel does not know it."""
 
 
 class Spool:
@@ -29,6 +34,8 @@ class Spool:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._directory = directory
+        self._spare: dict[SpoolFile, None] = {}
+        """Files whose content is in the bucket, oldest first: they are closed when others need their room."""
         self._limiter = trio.CapacityLimiter(THREADS)
 
     async def open(self) -> SpoolFile:
@@ -36,12 +43,39 @@ class Spool:
 
         def create() -> int:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise
+            descriptor, name = tempfile.mkstemp(dir=self._directory)
+            os.unlink(name)
+            return descriptor
 
         try:
             return SpoolFile(self, await trio.to_thread.run_sync(create, limiter=self._limiter), self._limiter)
         except OSError as error:
-            raise SpoolError(f"spool {self._directory}: {error.strerror}") from error
+            raise _told(error, f"spool {self._directory}: {error.strerror}") from error
+
+    def take(self, size: int) -> None:
+        """`size` bytes more will be used. NoRoomError."""
+        while self.used_bytes + size > self.limit_bytes and self._spare:
+            next(iter(self._spare)).close()
+        if self.used_bytes + size > self.limit_bytes:
+            raise NoRoomError("the spool is full (--spool-size)")
+        self.used_bytes += size
+
+    def give_back(self, size: int) -> None:
+        """`size` bytes are used no more."""
+        self.used_bytes -= size
+
+    def spare(self, file: SpoolFile) -> None:
+        """`file` may be closed for the sake of others."""
+        self._spare[file] = None
+
+    def forget(self, file: SpoolFile) -> None:
+        """`file` is closed."""
+        self._spare.pop(file, None)
 
 
 class SpoolFile:
@@ -54,6 +88,15 @@ class SpoolFile:
         self._limiter = limiter
         self._users = 0
         self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be read any more."""
+        return self._closed
+
+    def spare(self) -> None:
+        """From now on whoever needs its room may close it."""
+        self._spool.spare(self)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Put `data` at `offset`; a gap before it is zeros."""
@@ -73,25 +116,33 @@ class SpoolFile:
         await self._run(lambda: os.ftruncate(self._descriptor, size))
 
     def close(self) -> None:
-        """Give its room back, when the calls that are on their way are over."""
-        self._closed = True
+        """Give its room back; the descriptor is closed when the calls that are on their way are over."""
+        if not self._closed:
+            self._closed = True
+            self._spool.forget(self)
+            self._spool.give_back(self.size)
         self._settle()
 
     def _grow(self, size: int) -> None:
         """It will be `size` bytes long: take or give back room."""
-        if size > self.size and self._spool.used_bytes + size - self.size > self._spool.limit_bytes:
-            raise NoRoomError("the spool is full (--spool-size)")
-        self._spool.used_bytes += size - self.size
+        self._check()
+        if size > self.size:
+            self._spool.take(size - self.size)
+        else:
+            self._spool.give_back(self.size - size)
         self.size = size
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    def _check(self) -> None:
         if self._closed:
             raise SpoolError("the spool file is closed")
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        self._check()
         self._users += 1
         try:
             return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except OSError as error:
-            raise SpoolError(f"spool: {error.strerror}") from error
+            raise _told(error, f"spool: {error.strerror}") from error
         finally:
             self._users -= 1
             self._settle()
@@ -100,8 +151,10 @@ class SpoolFile:
         if self._closed and not self._users and self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            self._spool.used_bytes -= self.size
-            self.size = 0
+
+
+def _told(error: OSError, message: str) -> LazyfsError:
+    return (NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else SpoolError)(message)
 
 
 def _write_all(descriptor: int, data: Buffer, offset: int) -> None:

@@ -135,7 +135,8 @@ def test_the_bucket_is_removed_under_the_mount(mount: Mounter, bucket: str, serv
 def test_out_of_order_writes_to_a_large_file_are_refused_and_nothing_is_uploaded(
     mount: Mounter, server: Server, client: Minio, bucket: str
 ) -> None:
-    m = mount(expect_log=["upload of|was not uploaded"])
+    """Where there is no cache directory, and so no spool."""
+    m = mount("--cache-dir", "none", expect_log=["upload of|was not uploaded"])
     file = os.open(m / "f", os.O_CREAT | os.O_RDWR)
     write_all(file, random_bytes(PART + MIB))
     with refused(errno.EINVAL):
@@ -148,6 +149,19 @@ def test_out_of_order_writes_to_a_large_file_are_refused_and_nothing_is_uploaded
     until(lambda: not uploads(server, bucket), "the upload is aborted")
     assert keys(client, bucket) == []
     assert not (m / "f").exists()
+
+
+def test_an_object_over_one_part_is_not_changed_in_place(mount: Mounter, client: Minio, bucket: str) -> None:
+    """Where there is no cache directory, and so no spool."""
+    data = random_bytes(PART + 1)
+    m = mount("--cache-dir", "none")
+    (m / "big").write_bytes(data)
+    with (m / "big").open("r+b", buffering=0) as file, refused(errno.EOPNOTSUPP):
+        file.write(b"x")
+    assert get(client, bucket, "big") == data
+    with (m / "big").open("wb") as file:
+        file.write(b"replaced as a whole")
+    assert get(client, bucket, "big") == b"replaced as a whole"
 
 
 def test_a_killed_writer_leaves_no_upload(mount: Mounter, server: Server, client: Minio, bucket: str) -> None:

@@ -589,15 +589,3 @@ def test_a_copy_within_the_mount(room: Path, stored: Callable[[str], bytes]) -> 
     subprocess.run(["cp", room / "a", room / "b"], check=True)
     shutil.copy2(room / "a", room / "c", follow_symlinks=False)
     assert stored("b") == stored("c") == data
-
-
-def test_an_object_over_one_part_is_not_changed_in_place(room: Path, stored: Callable[[str], bytes]) -> None:
-    data = random_bytes(PART + 1)
-    (room / "big").write_bytes(data)
-    with (room / "big").open("r+b", buffering=0) as file, pytest.raises(OSError) as raised:  # noqa: PT011
-        file.write(b"x")
-    assert raised.value.errno == errno.EOPNOTSUPP
-    assert stored("big") == data
-    with (room / "big").open("wb") as file:
-        file.write(b"replaced as a whole")
-    assert stored("big") == b"replaced as a whole"
