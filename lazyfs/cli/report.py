@@ -80,6 +80,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
     if shared := (report.get("cache") or {}).get("shared"):
         yield "shared", _shared(shared)
+    if (spool := report.get("spool")) and spool["used"]:
+        yield "spool", f"{format_size(spool['used'])} of {format_size(spool['limit'])}"
     if connections := report.get("connections"):
         yield "reading", f"{connections['in_flight']} requests in flight, at most {connections['limit']} now"
     if report.get("open_handles"):

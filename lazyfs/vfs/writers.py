@@ -44,7 +44,8 @@ class Writers:
         self._part_sizes = part_sizes
         self._policy = policy
         self.spoiled: set[int] = set()
-        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed."""
+        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed, and those of
+        a mapping whose changes were refused."""
 
     def object(self, file: OpenFile) -> OpenObject:
         """The version to read, remembered from the first open on so that all handles see the same."""
