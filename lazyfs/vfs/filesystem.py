@@ -81,6 +81,7 @@ class FileSystem:
             readahead=readahead,
             part_sizes=part_sizes,
             policy=policy,
+            clock_ns=clock_ns,
         )
         self._clock_ns = clock_ns
         self._born_ns = clock_ns()
@@ -276,8 +277,7 @@ class FileSystem:
         file = handle.file
         async with file.turn:
             try:
-                writer = file.writer or await self._writers.begin_rewrite(file)
-                return await writer.write(offset, data)
+                return await self._writers.write(file, offset, data)
             except LazyfsError as error:
                 handle.refused = error
                 self._writers.spoiled.add(file.ino)
@@ -389,7 +389,7 @@ class FileSystem:
         file = self.handles.by_ino(node.ino)
         writer = file.writer if file is not None else None
         size = writer.size if writer is not None and writer.error is None else node.size
-        mtime_ns = node.mtime_ns
+        mtime_ns = node.mtime_ns if file is None else file.node.mtime_ns
         if node.kind is Kind.DIRECTORY:
             mode, size, mtime_ns = stat.S_IFDIR | self.policy.dir_mode, 4096, self._born_ns
         else:

@@ -36,6 +36,7 @@ class Writers:
         readahead: ReadAheadPolicy,
         part_sizes: PartSizes,
         policy: Policy,
+        clock_ns: Callable[[], int],
     ) -> None:
         self._namespace = namespace
         self._reader = reader
@@ -43,6 +44,7 @@ class Writers:
         self._readahead = readahead
         self._part_sizes = part_sizes
         self._policy = policy
+        self._clock_ns = clock_ns
         self.spoiled: set[int] = set()
         """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed, and those of
         a mapping whose changes were refused."""
@@ -65,7 +67,23 @@ class Writers:
                 self._install(file, self._rewriter(file, b""))
                 return
             writer = file.writer or await self.begin_rewrite(file, keep=size)
+            was_clean = writer.is_clean
             await writer.truncate(size)
+            self._stamp(file, was_clean=was_clean)
+
+    async def write(self, file: OpenFile, offset: int, data: Buffer) -> int:
+        """Take `data` at `offset`; its length. The caller has the file's turn. Errors as of `begin_rewrite` and
+        `Writer.write`."""
+        writer = file.writer or await self.begin_rewrite(file)
+        was_clean = writer.is_clean
+        length = await writer.write(offset, data)
+        self._stamp(file, was_clean=was_clean)
+        return length
+
+    def _stamp(self, file: OpenFile, *, was_clean: bool) -> None:
+        """A version has the time of its first change: a later one would cost the kernel's pages at each look."""
+        if was_clean and file.writer is not None and not file.writer.is_clean:
+            file.node = file.node._replace(mtime_ns=self._clock_ns())
 
     async def begin_rewrite(self, file: OpenFile, *, keep: int | None = None) -> Writer:
         """A writer that starts from what the object holds, of which `keep` bytes are wanted at the most; the caller
@@ -129,6 +147,7 @@ class Writers:
     def _install(self, file: OpenFile, writer: Writer) -> Writer:
         self.dismiss(file)
         file.writer = writer
+        self._stamp(file, was_clean=True)
         return writer
 
     def _rewriter(self, file: OpenFile, content: bytes) -> Writer:

@@ -360,6 +360,7 @@ async def test_without_a_spool_a_large_object_is_not_changed(tmp_path: Path) -> 
         ino, fh = await m.open("f", os.O_RDWR)
         with pytest.raises(NotSupportedError):
             await m.fs.write(ino, fh, 50, b"changed")
+        await m.fs.flush(ino, fh)
         await m.fs.release(ino, fh)
 
 
@@ -429,3 +430,19 @@ async def test_what_somebody_replaces_meanwhile_is_not_served_from_the_spool(tmp
         store.put_now("f", b"theirs")
         clock.advance(61)
         assert await m.read("f") == b"theirs"
+
+
+@pytest.mark.expect_warnings
+async def test_a_refusal_that_no_flush_tells_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of a mapping that outlives its descriptor; the pages that it left in the kernel are dropped at the next open."""
+    store = ScriptedStore()
+    store.put_now("f", data(100))
+    async with mounted(store, tmp_path / "index") as m:
+        ino, fh = await m.open("f", os.O_RDWR)
+        assert m.fs.keeps_pages(ino)
+        with pytest.raises(NotSupportedError):
+            await m.fs.write(ino, fh, 50, b"changed")
+        await m.fs.release(ino, fh)
+        assert "'f' was changed through a mapping after close, which is lost" in caplog.text
+        assert not m.fs.keeps_pages(ino)
+        assert m.fs.keeps_pages(ino)
