@@ -150,8 +150,8 @@ class Writer:
         self._length_hint = size
 
     async def read(self, span: Range) -> Buffer:
-        """Read back what was written. OutOfOrderError for what has been sent, where there is no spool; where that failed,
-        NoRoomError or SpoolError."""
+        """Read back what was written. OutOfOrderError for what has been sent, where there is no spool; NoRoomError or
+        SpoolError where that failed."""
         while True:
             self._check()
             span = span.clamp(self.size)

@@ -46,8 +46,8 @@ class Writers:
         self._policy = policy
         self._clock_ns = clock_ns
         self.spoiled: set[int] = set()
-        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed, and those of
-        a mapping whose changes were refused."""
+        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed, and of a
+        mapping whose changes were refused."""
 
     def object(self, file: OpenFile) -> OpenObject:
         """The version to read, remembered from the first open on so that all handles see the same."""

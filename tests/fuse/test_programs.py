@@ -1,7 +1,7 @@
 """Programs that write large files in patterns of their own: seeking back, appending, patching, renaming, mapping.
 
-Files are of several parts of 5 MiB. What a program wrote is compared in the bucket, by the independent client, and through
-the mount, past the kernel's page cache too.
+Files are of several parts of 5 MiB. What a program wrote is compared in the bucket, by the independent client, and
+through the mount, past the kernel's page cache too.
 """
 
 from __future__ import annotations
@@ -274,7 +274,9 @@ def test_rsync_twice(room: Path, stored: Stored, source: Path, flags: list[str])
     run(*command)
     check_copy(source, stored, "synced", room)
     left = run(*command, "--itemize-changes").stdout.splitlines()
-    assert all(line.startswith(".d..t...... ") for line in left), "nothing but the times of directories, which are not kept"
+    assert all(line.startswith(".d..t...... ") for line in left), (
+        "nothing but the times of directories, which are not kept"
+    )
 
 
 def test_tar_into_the_mount(room: Path, stored: Stored, source: Path) -> None:
@@ -331,7 +333,7 @@ def test_a_log_is_appended_to(room: Path, stored: Stored) -> None:
 
 
 def test_an_editor_saves(room: Path, stored: Stored, stored_names: Callable[[], list[str]]) -> None:
-    """As vim does: a backup by rename, the new text under the name, fsync, the backup is deleted; then by a temporary file."""
+    """As vim does: the old text is renamed, the new one written and synced, the old one deleted; then by renaming."""
     (room / "text").write_bytes(random_bytes(SIZE))
     (room / "text").rename(room / "text~")
     new = random_bytes(SIZE, 2)

@@ -104,9 +104,7 @@ def test_a_part_that_fails_in_the_middle_is_told_and_its_room_given_back(
 
 
 @pytest.mark.parametrize("name", ["new", "old"])
-def test_a_daemon_killed_while_it_spools_leaves_no_file(
-    mount: Mounter, client: Minio, bucket: str, name: str
-) -> None:
+def test_a_daemon_killed_while_it_spools_leaves_no_file(mount: Mounter, client: Minio, bucket: str, name: str) -> None:
     old = random_bytes(2 * PART, 5)
     put(client, bucket, "old", old)
     m = mount(*SMALL_PARTS)
@@ -195,9 +193,9 @@ def test_the_spools_directory_is_lost_in_the_middle(mount: Mounter, client: Mini
         assert (m / "g").read_bytes() == data
         m.wait_closed()
         number = {"a file": errno.EIO, "without room": errno.ENOSPC}.get(how)
-        with (m / "h").open("r+b", buffering=0) as changed:
-            with refused(number) if number else contextlib.nullcontext():
-                changed.write(b"x")
+        told = refused(number) if number else contextlib.nullcontext()
+        with (m / "h").open("r+b", buffering=0) as changed, told:
+            changed.write(b"x")
         assert get(client, bucket, "h") == (data if number else b"x" + data[1:])
         assert (m / "h").read_bytes() == get(client, bucket, "h")
         m.wait_closed()

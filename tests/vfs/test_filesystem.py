@@ -898,7 +898,7 @@ async def test_unlink_during_a_commit_leaves_nothing(mount: Mounting, store: Sma
 
 
 @pytest.mark.parametrize("how", ["patch", "overwrite", "truncate", "after fsync"])
-async def test_a_change_changes_the_time_and_what_is_set_stays(store: MemoryStore, tmp_path: Path, how: str) -> None:
+async def test_a_change_changes_the_time_and_what_is_set_stays(store: SmallPages, tmp_path: Path, how: str) -> None:
     clock = Clock()
     async with mounted(store, tmp_path / "index", clock=clock) as m:
         await m.write("f", b"content")

@@ -932,7 +932,9 @@ PROFILE = settings(
 
 @pytest.mark.expect_warnings
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", [Bucket, AlwaysFresh, Indefinite, BelowPrefix, Spooled, SpooledWithoutLease, LittleSpool])
+@pytest.mark.parametrize(
+    "machine", [Bucket, AlwaysFresh, Indefinite, BelowPrefix, Spooled, SpooledWithoutLease, LittleSpool]
+)
 def test_model(machine: type[Bucket]) -> None:
     """Whatever programs and others do, in whatever order."""
     case = machine.TestCase

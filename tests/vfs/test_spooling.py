@@ -434,7 +434,7 @@ async def test_what_somebody_replaces_meanwhile_is_not_served_from_the_spool(tmp
 
 @pytest.mark.expect_warnings
 async def test_a_refusal_that_no_flush_tells_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As of a mapping that outlives its descriptor; the pages that it left in the kernel are dropped at the next open."""
+    """As of a mapping that outlives its descriptor; pages that it left in the kernel are dropped at the next open."""
     store = ScriptedStore()
     store.put_now("f", data(100))
     async with mounted(store, tmp_path / "index") as m:
