@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -590,47 +590,30 @@ class Bucket(RuleBasedStateMachine):
         commits = handle.writable and file.content is not None and not file.deleted and (file.dirty or file.broken)
         self._commit(file, lambda: verb(file.ino, handle.fh), commits=commits, told=True)
 
-    @rule(pick=picks)
-    def release_file(self, pick: int) -> None:
+    @rule(pick=picks, read=st.booleans())
+    def release_file(self, pick: int, read: bool) -> None:
         handle = self._pick(pick)
         if handle is not None:
-            self._release(handle)
+            self._release(handle, read=read)
 
-    @rule(pick=picks)
-    def release_file_and_read_it_at_once(self, pick: int) -> None:
-        """Before what the release has set off comes far: where there is a spool, that is what serves."""
-        handle = self._pick(pick)
-        if handle is None or not handle.writable or handle.file.writers > 1:
-            return
-        fs, ino = self.mount.fs, handle.file.ino
-        seen: list[tuple[str, bytes]] = []
-
-        async def read() -> None:
-            fh = await fs.open(ino, os.O_RDONLY, 1)
-            opened = fs.handles.by_ino(ino)
-            assert opened is not None
-            assert opened.object is not None
-            try:
-                seen.append((opened.object.oid.etag, bytes(await fs.read(ino, fh, Range(0, 10_000)))))
-            finally:
-                await fs.release(ino, fh)
-
-        gone = handle.file.deleted or handle.file.broken
-        self._release(handle, then=read)
-        for etag, data in seen:
-            assert gone or data == self.bodies[etag]
-
-    def _release(self, handle: Handle, then: Callable[[], Awaitable[None]] | None = None) -> None:
+    def _release(self, handle: Handle, *, read: bool = True) -> None:
+        """Release a handle and, if it was the last writer's, perhaps read the file before what that has set off comes
+        far: where there is a spool, that is what serves."""
         file, fs = handle.file, self.mount.fs
         commits = handle.writable and file.writers == 1 and file.dirty and not file.broken and not file.deleted
+        gone = file.deleted or file.broken
+        read &= handle.writable and file.writers == 1
+        seen: list[tuple[str, bytes]] = []
 
         async def release() -> None:
             await fs.release(file.ino, handle.fh)
-            if then is not None:
+            if read:
                 with contextlib.suppress(LazyfsError):
-                    await then()
+                    seen.append(await self._read_version(file.ino))
 
         self._commit(file, release, commits=commits, told=False)
+        for etag, data in seen:
+            assert gone or data == self.bodies[etag]
         self.handles.remove(handle)
         file.handles -= 1
         file.writers -= handle.writable
@@ -640,6 +623,18 @@ class Bucket(RuleBasedStateMachine):
         if not file.handles:
             del self.files[file.ino]
         self._observe()
+
+    async def _read_version(self, ino: int) -> tuple[str, bytes]:
+        """The ETag and the content of what is read by a handle that is opened now."""
+        fs = self.mount.fs
+        fh = await fs.open(ino, os.O_RDONLY, 1)
+        opened = fs.handles.by_ino(ino)
+        assert opened is not None
+        assert opened.object is not None
+        try:
+            return opened.object.oid.etag, bytes(await fs.read(ino, fh, Range(0, 10_000)))
+        finally:
+            await fs.release(ino, fh)
 
     def _commit(self, file: File, work: Callable[[], Any], *, commits: bool, told: bool) -> None:
         """A call that commits, if there is anything to commit: then the bucket has all of it, or we are told."""
