@@ -104,6 +104,7 @@ class _Mount:
     filesystem: FileSystem
     session: Session
     slots: Slots
+    spool: Spool | None
     preloader: Preloader | None
     started_s: float
 
@@ -124,13 +125,14 @@ class _Mount:
             "bytes": size,
             "open_handles": len(self.filesystem.handles),
             "lost_and_found": self.filesystem.lost,
-            "import": _progress_of(self.namespace),
+            "import": self.namespace.importer.progress.told(time.time()),
             "preload": None if self.preloader is None else asdict(self.preloader.progress),
             "cache": {
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
                 "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
                 "shared": None if self.cache.shared is None else self.cache.shared.status(),
             },
+            "spool": None if self.spool is None else {"used": self.spool.used_bytes, "limit": self.spool.limit_bytes},
             "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
             "stats": dict(self.stats.snapshot()),
             "skipped_keys": self.namespace.skipped_keys,
@@ -153,20 +155,6 @@ class _Mount:
         if place.startswith("/") and Path(place).is_relative_to(self.config.mount.mountpoint):
             raise ControlError(f"{place} lies in the mount itself; write it to s3://BUCKET/KEY instead")
         return await export_snapshot(self.index.file, place, _stores(self.config, self.store, self.stats))
-
-
-def _progress_of(namespace: Namespace) -> dict[str, Any]:
-    progress = namespace.importer.progress
-    seconds = (progress.finished_s or time.time()) - progress.started_s if progress.started_s else 0.0
-    return {
-        "state": progress.state,
-        "objects": progress.objects,
-        "directories": progress.directories,
-        "requests": progress.pages,
-        "rate": progress.objects / seconds if seconds > 0 else 0.0,
-        "elapsed_s": seconds,
-        "error": progress.error,
-    }
 
 
 async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progress) -> None:
@@ -224,7 +212,7 @@ async def _import_first(namespace: Namespace, on_progress: Progress) -> None:
     async def tell() -> None:
         while True:
             await trio.sleep(PROGRESS_S)
-            on_progress(_progress_of(namespace))
+            on_progress(namespace.importer.progress.told(time.time()))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tell)
@@ -379,7 +367,9 @@ def _build(
     preloader = None
     if config.cache.preload and cache.disk is not None:
         preloader = Preloader(namespace=namespace, fetcher=fetcher, disk=cache.disk)
-    return _Mount(config, stats, bare, index, namespace, cache, filesystem, session, slots, preloader, time.time())
+    return _Mount(
+        config, stats, bare, index, namespace, cache, filesystem, session, slots, spool, preloader, time.time()
+    )
 
 
 def _settings(config: Config) -> S3Settings:

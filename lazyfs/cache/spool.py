@@ -3,21 +3,24 @@
 Large writes go past the page cache (see `cache.directio`): the pages of the mount's own file are there already.
 
 Promises that what was written can be read back, at any place and in any order, and that the spool stays below its
-limit. Its files have no name (O_TMPFILE): they are nobody else's, and nothing of them stays, however the mount ends.
+limit; what only serves as cache gives way to what is being written. Its files have no name (O_TMPFILE): they are nobody
+else's, and nothing of them stays, however the mount ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from lazyfs.cache.directio import UNIT, aligned
-from lazyfs.core.errors import NoRoomError, SpoolError
+from lazyfs.core.errors import LazyfsError, NoRoomError, SpoolError
 from lazyfs.core.types import Buffer
 
 T = TypeVar("T")
@@ -26,6 +29,8 @@ THREADS = 8
 """That read and write spool files at a time."""
 DIRECT_BYTES = 1024**2
 """Written directly at a time; smaller writes are patches, which the page cache collects."""
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+"""What open(2) says where a file system has no O_TMPFILE (NFS, older overlayfs) or the kernel does not know it."""
 
 
 class Spool:
@@ -35,26 +40,27 @@ class Spool:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._directory = directory
+        self._spare: dict[SpoolFile, None] = {}
+        """Files whose content is in the bucket, oldest first: they are closed when others need their room."""
         self._buffers: list[memoryview] = []
         self.limiter = trio.CapacityLimiter(THREADS)
 
-    def buffer(self) -> memoryview:
-        """DIRECT_BYTES of memory for direct I/O, warm if it can be; to be given back."""
+    @contextlib.contextmanager
+    def buffer(self) -> Iterator[memoryview]:
+        """DIRECT_BYTES of memory for direct I/O, warm if it can be, for the body of the ``with``; in any thread."""
         try:
-            return self._buffers.pop()
+            found = self._buffers.pop()
         except IndexError:
-            return aligned(DIRECT_BYTES)
-
-    def give_back(self, buffer: memoryview) -> None:
-        """It may be used by others."""
-        self._buffers.append(buffer)
+            found = aligned(DIRECT_BYTES)
+        yield found
+        self._buffers.append(found)
 
     async def open(self) -> SpoolFile:
         """A new, empty file. SpoolError."""
 
         def create() -> tuple[int, int]:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            made = self._create()
             try:
                 return made, os.open(f"/proc/self/fd/{made}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
             except OSError:  # this file system has no direct I/O
@@ -63,7 +69,37 @@ class Spool:
         try:
             return SpoolFile(self, *await trio.to_thread.run_sync(create, limiter=self.limiter))
         except OSError as error:
-            raise SpoolError(f"spool {self._directory}: {error.strerror}") from error
+            raise _told(error, f"spool {self._directory}: {error.strerror}") from error
+
+    def _create(self) -> int:
+        try:
+            return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+        descriptor, name = tempfile.mkstemp(dir=self._directory)
+        os.unlink(name)
+        return descriptor
+
+    def take(self, size: int) -> None:
+        """`size` bytes more will be used. NoRoomError."""
+        while self.used_bytes + size > self.limit_bytes and self._spare:
+            next(iter(self._spare)).close()
+        if self.used_bytes + size > self.limit_bytes:
+            raise NoRoomError("the spool is full (--spool-size)")
+        self.used_bytes += size
+
+    def give_back(self, size: int) -> None:
+        """`size` bytes are used no more."""
+        self.used_bytes -= size
+
+    def spare(self, file: SpoolFile) -> None:
+        """`file` may be closed for the sake of others."""
+        self._spare[file] = None
+
+    def forget(self, file: SpoolFile) -> None:
+        """`file` is closed."""
+        self._spare.pop(file, None)
 
 
 class SpoolFile:
@@ -77,6 +113,15 @@ class SpoolFile:
         """The same file opened for direct I/O; -1 if that cannot be."""
         self._users = 0
         self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be read any more."""
+        return self._closed
+
+    def spare(self) -> None:
+        """From now on whoever needs its room may close it."""
+        self._spool.spare(self)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Put `data` at `offset`; a gap before it is zeros."""
@@ -96,25 +141,33 @@ class SpoolFile:
         await self._run(lambda: os.ftruncate(self._descriptor, size))
 
     def close(self) -> None:
-        """Give its room back, when the calls that are on their way are over."""
-        self._closed = True
+        """Give its room back; the descriptor is closed when the calls that are on their way are over."""
+        if not self._closed:
+            self._closed = True
+            self._spool.forget(self)
+            self._spool.give_back(self.size)
         self._settle()
 
     def _grow(self, size: int) -> None:
         """It will be `size` bytes long: take or give back room."""
-        if size > self.size and self._spool.used_bytes + size - self.size > self._spool.limit_bytes:
-            raise NoRoomError("the spool is full (--spool-size)")
-        self._spool.used_bytes += size - self.size
+        self._check()
+        if size > self.size:
+            self._spool.take(size - self.size)
+        else:
+            self._spool.give_back(self.size - size)
         self.size = size
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    def _check(self) -> None:
         if self._closed:
             raise SpoolError("the spool file is closed")
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        self._check()
         self._users += 1
         try:
             return await trio.to_thread.run_sync(work, limiter=self._spool.limiter)
         except OSError as error:
-            raise SpoolError(f"spool: {error.strerror}") from error
+            raise _told(error, f"spool: {error.strerror}") from error
         finally:
             self._users -= 1
             self._settle()
@@ -125,14 +178,14 @@ class SpoolFile:
             self._descriptor = -1
             if self._direct >= 0:
                 os.close(self._direct)
-            self._spool.used_bytes -= self.size
-            self.size = 0
 
     def _write(self, data: memoryview, offset: int) -> None:
         """In a thread. What is large and lies on whole units goes directly, the rest through the page cache."""
         while self._direct >= 0 and offset % UNIT == 0 and len(data) >= DIRECT_BYTES:
             try:
-                written = self._write_directly(data[:DIRECT_BYTES], offset)
+                with self._spool.buffer() as buffer:
+                    buffer[:] = data[:DIRECT_BYTES]
+                    written = os.pwrite(self._direct, buffer, offset)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -144,10 +197,6 @@ class SpoolFile:
             written = os.pwrite(self._descriptor, data, offset)
             data, offset = data[written:], offset + written
 
-    def _write_directly(self, data: memoryview, offset: int) -> int:
-        buffer = self._spool.buffer()
-        try:
-            buffer[:] = data
-            return os.pwrite(self._direct, buffer, offset)
-        finally:
-            self._spool.give_back(buffer)
+
+def _told(error: OSError, message: str) -> LazyfsError:
+    return (NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else SpoolError)(message)

@@ -84,6 +84,12 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
         yield "reading", f"{connections['in_flight']} requests in flight, at most {connections['limit']} now"
     if report.get("open_handles"):
         yield "open", f"{report['open_handles']:,} files"
+    yield from _writing(report)
+
+
+def _writing(report: Report) -> Iterator[tuple[str, str]]:
+    if (spool := report.get("spool")) and spool["used"]:
+        yield "spool", f"{format_size(spool['used'])} of {format_size(spool['limit'])}"
     for key, place in report.get("lost_and_found") or ():
         yield "lost race", f"{key}: somebody else was faster; what was written here is kept as {place}"
     if report.get("pending_uploads"):

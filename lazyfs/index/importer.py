@@ -46,6 +46,19 @@ class ImportProgress:
     finished_s: float | None = None
     error: str = ""
 
+    def told(self, now_s: float) -> dict[str, object]:
+        """As `lazyfs status` tells it; `rate` is objects a second."""
+        seconds = (self.finished_s or now_s) - self.started_s if self.started_s else 0.0
+        return {
+            "state": self.state,
+            "objects": self.objects,
+            "directories": self.directories,
+            "requests": self.pages,
+            "rate": self.objects / seconds if seconds > 0 else 0.0,
+            "elapsed_s": seconds,
+            "error": self.error,
+        }
+
 
 class Importer:
     """Lists everything below the mounted prefix `root`, or one directory, and makes the index agree.

@@ -146,11 +146,13 @@ class Fetcher:
             self._cache.memory.release(size)
 
     def keep_spooled(self, oid: ObjectId, spooled: SpoolFile) -> None:
-        """Read the object out of `spooled`, which is all of it, while it is brought to the disk; closes that."""
+        """Read the object out of `spooled`, which is all of it, while it is brought to the disk; closes that. It gives
+        way to what is being written."""
         disk = self._cache.disk
         if disk is None or spooled.size > disk.limit_bytes // 2:
             spooled.close()  # it would evict everything else
             return
+        spooled.spare()
         self._spooled[oid] = spooled
         self._nursery.start_soon(self._bring_to_disk, oid, spooled)
 
@@ -176,7 +178,7 @@ class Fetcher:
             if self._cache.disk is not None:
                 await self._cache.disk.written()
         except SpoolError as error:
-            log.warning("%r is not kept: %s", oid.key, error)
+            log.log(logging.INFO if spooled.is_closed else logging.WARNING, "%r is not kept: %s", oid.key, error)
         finally:
             if self._spooled.get(oid) is spooled:
                 del self._spooled[oid]

@@ -229,8 +229,12 @@ class FileSystem:
             raise BadHandleError("opened for reading")
         file = handle.file
         async with file.turn:
-            writer = file.writer or await self._writers.begin_rewrite(file)
-            return await writer.write(offset, data)
+            try:
+                return await self._writers.write(file, offset, data)
+            except LazyfsError as error:
+                handle.refused = error
+                self._writers.spoiled.add(file.ino)
+                raise
 
     async def setattr(self, ino: int, changes: Changes) -> Attributes:
         """Change what can be changed: the size, and the time. Other changes are refused unless they change nothing."""
@@ -289,6 +293,7 @@ class FileSystem:
         """
         handle = self.handles.file(fh)
         file = handle.file
+        handle.refused = None
         if not handle.writable or file.writer is None:
             return
         if file.writer.is_dirty and self._still_open(handle.pid, file.node.ino, file.node.name):
@@ -306,6 +311,8 @@ class FileSystem:
         handle = self.handles.file(fh)
         file = handle.file
         last_writer = handle.writable and file.writers == 1
+        if handle.refused is not None and not file.deleted:
+            log.error("%r was changed through a mapping after close, which is lost: %s", file.node.name, handle.refused)
         try:
             if last_writer and self._is_unfinished(file):
                 await self._writers.commit(file)
@@ -340,7 +347,7 @@ class FileSystem:
         file = self.handles.by_ino(node.ino)
         writer = file.writer if file is not None else None
         size = writer.size if writer is not None and writer.error is None else node.size
-        mtime_ns = node.mtime_ns
+        mtime_ns = node.mtime_ns if file is None else file.node.mtime_ns
         if node.kind is Kind.DIRECTORY:
             mode, size, mtime_ns = stat.S_IFDIR | self.policy.dir_mode, 4096, self._born_ns
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from lazyfs.core.errors import BadHandleError
+from lazyfs.core.errors import BadHandleError, LazyfsError
 from lazyfs.index.base import Node
 from lazyfs.vfs.listings import DirectoryListing
 from lazyfs.vfs.reader import OpenObject
@@ -48,6 +48,9 @@ class FileHandle:
     file: OpenFile
     pid: int
     writable: bool
+    refused: LazyfsError | None = None
+    """Why a write was refused since the last flush. The kernel tells the program, unless the write came from a mapping
+    that outlives every descriptor."""
 
 
 @dataclass(slots=True)

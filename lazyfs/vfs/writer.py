@@ -80,6 +80,8 @@ class Writer:
         """Up to where the bytes are in the spool file, if there is one, and in the upload, if one is on its way."""
         self._spool = spool
         self._file: SpoolFile | None = None
+        self._unspooled: LazyfsError | None = None
+        """Why what was sent is not in the spool."""
         self._upload: Upload | None = None
         self._streaming = True
         """Whether full parts are sent at once; else all goes up at commit."""
@@ -156,18 +158,28 @@ class Writer:
         self._length_hint = size
 
     async def read(self, span: Range) -> Buffer:
-        """Read back what was written. OutOfOrderError for what has been sent, where there is no spool."""
-        self._check()
-        span = span.clamp(self.size)
-        tail = bytes(self._tail[max(0, span.start - self._settled) : max(0, span.stop - self._settled)])
-        if span.start < self._settled and span.size:
-            if self._file is None:
-                raise OutOfOrderError(f"{self.key!r}: reading back what is being uploaded")
-            tail = await self._file.read(span.start, min(span.stop, self._settled)) + tail
-        return tail + bytes(span.size - len(tail))
+        """Read back what was written. OutOfOrderError for what has been sent, where there is no spool; NoRoomError or
+        SpoolError where that failed."""
+        while True:
+            self._check()
+            span = span.clamp(self.size)
+            settled, file = self._settled, self._file
+            tail = bytes(self._tail[max(0, span.start - settled) : max(0, span.stop - settled)])
+            if span.start < settled and span.size:
+                if file is None:
+                    raise self._not_kept("reading back what is being uploaded")
+                try:
+                    tail = await file.read(span.start, min(span.stop, settled)) + tail
+                except SpoolError:
+                    if self._settled < settled:
+                        continue  # it was cut meanwhile
+                    raise
+            return tail + bytes(span.size - len(tail))
 
     def take_spool(self) -> SpoolFile | None:
         """The whole file, as the bucket has it now, if it lies in the spool; the caller closes it."""
+        if self._file is None or self._tail or self._file.size != self._settled:
+            return None
         file, self._file = self._file, None
         return file
 
@@ -212,7 +224,7 @@ class Writer:
         """What is written now begins at `offset`: if that is in what was settled, the upload begins anew at commit."""
         is_settled = offset < self._settled or (self._settled > 0 and not self._dirty)
         if is_settled and self._file is None:
-            self._poison(OutOfOrderError(f"{self.key!r}: changing at {offset} what was already uploaded"))
+            self._poison(self._not_kept(f"changing at {offset} what was already uploaded"))
         self._dirty = True
         if is_settled and self._streaming:
             self._streaming = False
@@ -252,7 +264,15 @@ class Writer:
             log.info("%r goes up without the spool, and must be written in order: %s", self.key, error)
             self.close()
             self._file = self._spool = None
+            self._unspooled = error
         self._check()
+
+    def _not_kept(self, what: str) -> LazyfsError:
+        """`what` needs bytes that are in the upload only."""
+        message = f"{self.key!r}: {what}"
+        if self._unspooled is None:
+            return OutOfOrderError(message)
+        return type(self._unspooled)(f"{message}: {self._unspooled}")
 
     async def _settle(self, data: Buffer) -> None:
         await self._keep(data)
@@ -280,19 +300,20 @@ class Writer:
             self._memory.release(len(body))
 
     async def _finish(self) -> str:
-        if self._settled and not self._streaming:
+        if self.size <= self._part_sizes.size(1):
+            await self._take_back()
+        elif not self._streaming:
             await self._send_all_again()
-        if self._upload is None:
-            body = memoryview(bytes(await self.read(Range(0, self.size))))
-            return await self._store.put(self.key, body, options=self._options, condition=self._condition)
-        if self._tail:
+        elif self._tail:
             part = memoryview(self._tail)
             if self._file is not None:
                 await self._keep(part)
             self._tail = bytearray()
             self._settled += len(part)
-            if self._streaming:
-                await self._send(part)
+            await self._send(part)
+        if self._upload is None:
+            body = memoryview(bytes(self._tail))
+            return await self._store.put(self.key, body, options=self._options, condition=self._condition)
         parts = [await flight.wait() for flight in self._flights]
         self._check()
         assert self._upload is not None
@@ -301,17 +322,24 @@ class Writer:
         self._streaming = False
         return etag
 
+    async def _take_back(self) -> None:
+        """Have all of a file in memory that was cut to no more than a part: it is as if it had never been more."""
+        if self._settled:
+            self._tail = bytearray(await self.read(Range(0, self.size)))
+            self._settled, self._streaming = 0, True
+            self.close()
+            self._file = None
+
     async def _send_all_again(self) -> None:
-        """Send the whole file out of the spool, if it is more than a part."""
-        if self._tail:
+        """Send the whole file out of the spool and what lies behind it; then have all of it there, if there is room."""
+        start = 0
+        while start < self.size:
+            stop = min(start + self._part_size, self.size)
+            await self._send(memoryview(await self.read(Range(start, stop))))
+            start = stop
+        with contextlib.suppress(NoRoomError, SpoolError):
             await self._settle(memoryview(self._tail))
             self._tail = bytearray()
-        start = 0
-        while start < self._settled and self._settled > self._part_sizes.size(1):
-            assert self._file is not None
-            stop = min(start + self._part_size, self._settled)
-            await self._send(memoryview(await self._file.read(start, stop)))
-            start = stop
 
     # -- ending badly -------------------------------------------------------------------------------------------
 

@@ -57,7 +57,8 @@ class Writers:
         self.lost: deque[tuple[str, str]] = deque(maxlen=MAX_LOST)
         """Keys for which somebody else was faster, and where what was written is; the latest."""
         self.spoiled: set[int] = set()
-        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed."""
+        """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed, and of a
+        mapping whose changes were refused."""
 
     def object(self, file: OpenFile) -> OpenObject:
         """The version to read, remembered from the first open on so that all handles see the same."""
@@ -77,7 +78,23 @@ class Writers:
                 self._install(file, self._rewriter(file, b""))
                 return
             writer = file.writer or await self.begin_rewrite(file, keep=size)
+            was_clean = writer.is_clean
             await writer.truncate(size)
+            self._stamp(file, was_clean=was_clean)
+
+    async def write(self, file: OpenFile, offset: int, data: Buffer) -> int:
+        """Take `data` at `offset`; its length. The caller has the file's turn. Errors as of `begin_rewrite` and
+        `Writer.write`."""
+        writer = file.writer or await self.begin_rewrite(file)
+        was_clean = writer.is_clean
+        length = await writer.write(offset, data)
+        self._stamp(file, was_clean=was_clean)
+        return length
+
+    def _stamp(self, file: OpenFile, *, was_clean: bool) -> None:
+        """A version has the time of its first change: a later one would cost the kernel's pages at each look."""
+        if was_clean and file.writer is not None and not file.writer.is_clean:
+            file.node = file.node._replace(mtime_ns=self._clock_ns())
 
     async def begin_rewrite(self, file: OpenFile, *, keep: int | None = None) -> Writer:
         """A writer that starts from what the object holds, of which `keep` bytes are wanted at the most; the caller
@@ -161,6 +178,7 @@ class Writers:
     def _install(self, file: OpenFile, writer: Writer) -> Writer:
         self.dismiss(file)
         file.writer = writer
+        self._stamp(file, was_clean=True)
         return writer
 
     def _rewriter(self, file: OpenFile, content: bytes) -> Writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import subprocess
 from collections.abc import Iterator
@@ -135,6 +136,7 @@ def test_the_bucket_is_removed_under_the_mount(mount: Mounter, bucket: str, serv
 def test_out_of_order_writes_to_a_large_file_are_refused_and_nothing_is_uploaded(
     mount: Mounter, server: Server, client: Minio, bucket: str
 ) -> None:
+    """Where there is no cache directory, and so no spool."""
     m = mount("--cache-dir", "none", expect_log=["upload of|was not uploaded"])
     file = os.open(m / "f", os.O_CREAT | os.O_RDWR)
     write_all(file, random_bytes(PART + MIB))
@@ -148,6 +150,44 @@ def test_out_of_order_writes_to_a_large_file_are_refused_and_nothing_is_uploaded
     until(lambda: not uploads(server, bucket), "the upload is aborted")
     assert keys(client, bucket) == []
     assert not (m / "f").exists()
+
+
+def test_an_object_over_one_part_is_not_changed_in_place(mount: Mounter, client: Minio, bucket: str) -> None:
+    """Where there is no cache directory, and so no spool."""
+    data = random_bytes(PART + 1)
+    m = mount("--cache-dir", "none")
+    (m / "big").write_bytes(data)
+    with (m / "big").open("r+b", buffering=0) as file, refused(errno.EOPNOTSUPP):
+        file.write(b"x")
+    assert get(client, bucket, "big") == data
+    with (m / "big").open("wb") as file:
+        file.write(b"replaced as a whole")
+    assert get(client, bucket, "big") == b"replaced as a whole"
+
+
+def test_a_shared_mapping_of_a_large_object_without_a_spool_is_refused(
+    mount: Mounter, client: Minio, bucket: str
+) -> None:
+    """msync tells it. After close(2) nobody can be told but the log; the page cache must not keep what is lost."""
+    data = random_bytes(PART + 1)
+    put(client, bucket, "big", data)
+    m = mount("--cache-dir", "none", expect_log=["'big' was changed through a mapping after close, which is lost"])
+    for ending in ("msync", "nothing"):
+        file = os.open(m / "big", os.O_RDWR)
+        view = mmap.mmap(file, 0)
+        if ending == "msync":
+            view[6 * MIB : 6 * MIB + 5] = b"MAGIC"
+            with refused(errno.EOPNOTSUPP, errno.EIO):
+                view.flush()
+            assert not m.log().count("is lost")
+        os.close(file)
+        if ending == "nothing":
+            view[6 * MIB : 6 * MIB + 5] = b"MAGIC"
+        view.close()
+        m.wait_closed()
+        assert (m / "big").read_bytes() == data
+    assert m.log().count("is lost") == 1
+    assert get(client, bucket, "big") == data
 
 
 def test_a_killed_writer_leaves_no_upload(mount: Mounter, server: Server, client: Minio, bucket: str) -> None:

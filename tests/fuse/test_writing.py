@@ -624,3 +624,16 @@ def test_without_a_cache_directory_it_is_not(mount: Mounter, bucket: str, client
         file.write(b"x")
     assert raised.value.errno == errno.EOPNOTSUPP
     assert get(client, bucket, "big") == data
+
+
+def test_a_change_of_the_same_size_is_seen_by_rsync(room: Path, tmp_path: Path) -> None:
+    """It looks at size and time."""
+    (room / "f").write_bytes(b"a" * 1000)
+    command = ["rsync", "-t", room / "f", tmp_path / "f"]
+    subprocess.run(command, check=True)
+    os.utime(room / "f", (1_600_000_000, 1_600_000_000))
+    subprocess.run(command, check=True)
+    with (room / "f").open("r+b") as file:
+        file.write(b"b")
+    subprocess.run(command, check=True)
+    assert (tmp_path / "f").read_bytes() == b"b" + b"a" * 999

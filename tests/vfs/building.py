@@ -108,6 +108,7 @@ class Mount:
     index: Index
     store: Store
     cache: TieredCache
+    spool: Spool | None
     fetcher: Fetcher
     slots: Slots
     stats: Stats
@@ -129,6 +130,7 @@ class Mount:
             "slots": self.slots.taken,
             "handles": len(self.fs.handles),
             "files": len(self.fs.handles.files()),
+            "spool": 0 if self.spool is None else self.spool.used_bytes,
         }
 
     async def lookup(self, path: str) -> Attributes:
@@ -272,7 +274,7 @@ async def mounted(
             still_open=still_open,
         )
         permanent = frozenset(nursery.child_tasks)
-        mount = Mount(fs, namespace, index, store, cache, fetcher, slots, stats, nursery, permanent)
+        mount = Mount(fs, namespace, index, store, cache, room, fetcher, slots, stats, nursery, permanent)
         yield mount
         await mount.settle()
         nursery.cancel_scope.cancel()

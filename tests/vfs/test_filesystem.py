@@ -940,3 +940,34 @@ async def test_unlink_during_a_commit_leaves_nothing(mount: Mounting, store: Sma
             await m.fs.release(ino, fh)
             assert store.keys() == []
             assert await m.names() == []
+
+
+@pytest.mark.parametrize("how", ["patch", "overwrite", "truncate", "after fsync"])
+async def test_a_change_changes_the_time_and_what_is_set_stays(store: SmallPages, tmp_path: Path, how: str) -> None:
+    clock = Clock()
+    async with mounted(store, tmp_path / "index", clock=clock) as m:
+        await m.write("f", b"content")
+        born = (await m.lookup("f")).mtime_ns
+        clock.advance(10)
+        ino, fh = await m.open("f", os.O_RDWR | (os.O_TRUNC if how == "overwrite" else 0))
+        if how == "truncate":
+            await m.fs.setattr(ino, Changes(size=3))
+        else:
+            await m.fs.write(ino, fh, 0, b"changed")
+        if how == "after fsync":
+            await m.fs.fsync(ino, fh)
+            clock.advance(10)
+            await m.fs.write(ino, fh, 0, b"again")
+        for told in (await m.fs.getattr(ino), await m.lookup("f")):
+            assert told.mtime_ns == clock() > born
+        clock.advance(10)
+        changed = (await m.lookup("f")).mtime_ns
+        await m.fs.write(ino, fh, 0, b"more")
+        await m.fs.flush(ino, fh)
+        if how != "truncate":  # that was a version of its own
+            assert (await m.lookup("f")).mtime_ns == changed, "once for a version"
+        await m.fs.write(ino, fh, 0, b"last")
+        await m.fs.setattr(ino, Changes(mtime_ns=5))
+        await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        assert (await m.lookup("f")).mtime_ns == 5, "as cp -p sets it before it closes"

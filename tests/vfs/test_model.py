@@ -8,6 +8,7 @@ LAZYFS_MODEL_EXAMPLES sets how many runs each variant makes (default: a fixed fe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ from lazyfs.core.errors import (
     IsDirectoryError,
     LazyfsError,
     NoEntryError,
+    NoRoomError,
     NotDirectoryError,
     NotEmptyError,
     NotFoundError,
@@ -50,6 +52,7 @@ ODD_KEYS = ["a//b", "/a", "a/./b", "b/../a", "a/", "b/", "a/a/", "a/b//"]
 paths = st.sampled_from(PATHS)
 sizes = st.sampled_from([0, 1, 5, PART - 1, PART, PART + 1, 2 * PART, 2 * PART + 1, 3 * PART + 5, 90])
 picks = st.integers(0, 9)
+ENDLESS = Knobs().spool
 places = paths | st.integers(0, 30)
 """A path, or the number of one that is open or in the bucket."""
 
@@ -94,6 +97,8 @@ class Bucket(RuleBasedStateMachine):
     root: ClassVar[str] = ""
     page_limit: ClassVar[int] = 2
     disk: ClassVar[bool] = False
+    spool_bytes: ClassVar[int] = 0
+    """Room in the spool; 0 is none, and ENDLESS means that no write may ever be refused for its order or its place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,6 +137,8 @@ class Bucket(RuleBasedStateMachine):
                     clock=self.clock,
                     root=self.root,
                     disk=self.directory / "blocks" if self.disk else None,
+                    spool=self.directory / "spool" if self.spool_bytes else None,
+                    knobs=Knobs(spool=self.spool_bytes),
                 )
             )
         )
@@ -445,7 +452,11 @@ class Bucket(RuleBasedStateMachine):
 
     def _may_be_settled(self, file: File) -> bool:
         """Whether parts of the file were sent, so that a writer may refuse to touch them."""
-        return file.content is not None and len(file.content) > PART
+        return file.content is not None and self._may_refuse(len(file.content))
+
+    def _may_refuse(self, length: int) -> bool:
+        """Whether a change may be refused because the file is, or becomes, this long."""
+        return length > PART and self.spool_bytes < ENDLESS
 
     @precondition(lambda self: len(self.handles) < 6)
     @rule(path=paths)
@@ -502,14 +513,15 @@ class Bucket(RuleBasedStateMachine):
             if isinstance(error, StaleError):
                 assert self._etag(file.path) != file.etag or self.armed.fired
             else:
-                assert isinstance(error, TransientStoreError | NotSupportedError), error
-                assert not isinstance(error, NotSupportedError) or len(file.body) > PART
+                assert isinstance(error, TransientStoreError | NotSupportedError | NoRoomError), error
+                assert isinstance(error, TransientStoreError) or self._may_refuse(len(file.body)), error
             opened = self.mount.fs.handles.by_ino(file.ino)
             if opened is not None and opened.writer is not None:  # it began, and ended at once
                 file.content, file.broken = bytearray(file.body), True
         else:
             reasons = file.broken or isinstance(error, TransientStoreError)
-            assert reasons or (isinstance(error, OutOfOrderError) and max(length, len(file.content)) > PART), error
+            refused = isinstance(error, OutOfOrderError | NoRoomError)
+            assert reasons or (refused and self._may_refuse(max(length, len(file.content)))), error
             file.broken = True
 
     @rule(pick=picks, size=sizes)
@@ -544,9 +556,9 @@ class Bucket(RuleBasedStateMachine):
                 self._committed(changed, (body + bytes(max(0, size - len(body))))[:size])
                 if changed.writers:
                     changed.content = bytearray(changed.body)  # its writer stays
-        elif isinstance(outcome, NotSupportedError):
+        elif isinstance(outcome, NotSupportedError | NoRoomError):
             assert size
-            assert len(body) > PART
+            assert self._may_refuse(max(len(body), size))
         else:
             stale = isinstance(outcome, PreconditionFailedError | StaleError | StaleInodeError)
             assert self.armed.fired or (stale and self._etag(path) != told.etag), outcome
@@ -577,16 +589,30 @@ class Bucket(RuleBasedStateMachine):
         commits = handle.writable and file.content is not None and not file.deleted and (file.dirty or file.broken)
         self._commit(file, lambda: verb(file.ino, handle.fh), commits=commits, told=True)
 
-    @rule(pick=picks)
-    def release_file(self, pick: int) -> None:
+    @rule(pick=picks, read=st.booleans())
+    def release_file(self, pick: int, read: bool) -> None:
         handle = self._pick(pick)
         if handle is not None:
-            self._release(handle)
+            self._release(handle, read=read)
 
-    def _release(self, handle: Handle) -> None:
+    def _release(self, handle: Handle, *, read: bool = True) -> None:
+        """Release a handle and, if it was the last writer's, perhaps read the file before what that has set off comes
+        far: where there is a spool, that is what serves."""
         file, fs = handle.file, self.mount.fs
         commits = handle.writable and file.writers == 1 and file.dirty and not file.broken and not file.deleted
-        self._commit(file, lambda: fs.release(file.ino, handle.fh), commits=commits, told=False)
+        gone = file.deleted or file.broken
+        read &= handle.writable and file.writers == 1
+        seen: list[tuple[str, bytes]] = []
+
+        async def release() -> None:
+            await fs.release(file.ino, handle.fh)
+            if read:
+                with contextlib.suppress(LazyfsError):
+                    seen.append(await self._read_version(file.ino))
+
+        self._commit(file, release, commits=commits, told=False)
+        for etag, data in seen:
+            assert gone or data == self.bodies[etag]
         self.handles.remove(handle)
         file.handles -= 1
         file.writers -= handle.writable
@@ -596,6 +622,18 @@ class Bucket(RuleBasedStateMachine):
         if not file.handles:
             del self.files[file.ino]
         self._observe()
+
+    async def _read_version(self, ino: int) -> tuple[str, bytes]:
+        """The ETag and the content of what is read by a handle that is opened now."""
+        fs = self.mount.fs
+        fh = await fs.open(ino, os.O_RDONLY, 1)
+        opened = fs.handles.by_ino(ino)
+        assert opened is not None
+        assert opened.object is not None
+        try:
+            return opened.object.oid.etag, bytes(await fs.read(ino, fh, Range(0, 10_000)))
+        finally:
+            await fs.release(ino, fh)
 
     def _commit(self, file: File, work: Callable[[], Any], *, commits: bool, told: bool) -> None:
         """A call that commits, if there is anything to commit: then the bucket has all of it, or we are told."""
@@ -665,7 +703,7 @@ class Bucket(RuleBasedStateMachine):
         elif isinstance(data, StaleError):
             assert self._etag(file.path) != file.etag or self.armed.fired or file.deleted, "told stale without reason"
         else:
-            sent = written and len(truth) > PART and isinstance(data, OutOfOrderError)
+            sent = written and self._may_refuse(len(truth)) and isinstance(data, OutOfOrderError)
             assert sent or file.broken or file.deleted or self.armed.fired, data
 
     @rule(place=places)
@@ -840,6 +878,7 @@ class Bucket(RuleBasedStateMachine):
         gauges = self.mount.gauges()
         assert (gauges["reserved"], gauges["flights"], gauges["slots"]) == (0, 0, 0)
         assert gauges["files"] == len(self.files)
+        assert not gauges["spool"] or any(file.content is not None for file in self.files.values())
 
 
 class AlwaysFresh(Bucket):
@@ -855,6 +894,21 @@ class BelowPrefix(Bucket):
     root = "data/"
     page_limit = 1
     disk = True
+
+
+class Spooled(Bucket):
+    disk = True
+    spool_bytes = ENDLESS
+
+
+class SpooledWithoutLease(Spooled):
+    ttl_s = 0.0
+    root = "data/"
+
+
+class LittleSpool(Bucket):
+    disk = True
+    spool_bytes = 3 * PART
 
 
 EXAMPLES = int(os.environ.get("LAZYFS_MODEL_EXAMPLES", "0"))
@@ -873,7 +927,9 @@ PROFILE = settings(
 
 @pytest.mark.expect_warnings
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", [Bucket, AlwaysFresh, Indefinite, BelowPrefix])
+@pytest.mark.parametrize(
+    "machine", [Bucket, AlwaysFresh, Indefinite, BelowPrefix, Spooled, SpooledWithoutLease, LittleSpool]
+)
 def test_model(machine: type[Bucket]) -> None:
     """Whatever programs and others do, in whatever order."""
     case = machine.TestCase

@@ -24,7 +24,6 @@ from lazyfs.core.errors import (
     LazyfsError,
     NoRoomError,
     NotSupportedError,
-    OutOfOrderError,
     PreconditionFailedError,
     SpoolError,
 )
@@ -159,9 +158,117 @@ async def test_a_stream_that_outgrows_the_spool_goes_on_and_is_from_then_on_in_o
         assert place.spool.used_bytes == 0
         await writer.commit()
         assert place.store.body(KEY) == data(8 * PART)
-        with pytest.raises(OutOfOrderError):
+        with pytest.raises(NoRoomError):  # the program is told why, not that its pattern is wrong
             await writer.write(0, b"x")
     assert place.store.body(KEY) == data(8 * PART)
+
+
+async def test_reading_back_a_stream_that_outgrew_the_spool_tells_why() -> None:
+    async with room(limit=3 * PART) as place:
+        writer = place.writer()
+        await writer.write(0, data(8 * PART))
+        with pytest.raises(NoRoomError):
+            await writer.read(Range(0, 1))
+        await writer.commit()
+
+
+async def test_what_was_changed_needs_no_room_for_its_end() -> None:
+    """The last part lies in memory: a file whose writes were taken is not refused at close for want of room."""
+    async with room(limit=2 * PART) as place:
+        writer = place.writer()
+        await writer.write(0, data(3 * PART))
+        await writer.write(0, b"x")
+        await writer.commit()
+        want = b"x" + data(3 * PART)[1:]
+        assert place.store.body(KEY) == want
+        assert await writer.read(Range(0, 10 * PART)) == want
+        await writer.write(3 * PART - 1, b"y")
+        await writer.commit()
+        assert place.store.body(KEY) == want[:-1] + b"y"
+        assert writer.take_spool() is None, "it is not all of it"
+        writer.close()
+
+
+async def test_a_file_that_was_cut_to_a_part_gives_its_room_back_and_streams_again() -> None:
+    async with room() as place:
+        writer = place.writer()
+        await writer.write(0, data(3 * PART))
+        await writer.truncate(PART - 1)
+        await writer.commit()
+        assert place.spool.used_bytes == 0
+        assert writer.small_content == data(PART - 1)
+        await writer.write(PART - 1, data(4 * PART))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [number for number, _ in place.store.parts] == [1, 2, 1, 2, 3, 4]
+        await writer.commit()
+        assert place.store.body(KEY) == data(PART - 1) + data(4 * PART)
+        writer.close()
+
+
+async def test_a_full_disk_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with room() as place:
+        writer = place.writer()
+        await writer.write(0, data(2 * PART))
+        await writer.write(0, b"x")
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(NoRoomError):
+            await writer.write(0, b"x")
+
+
+async def test_a_read_that_a_truncation_overtakes_is_what_is_left() -> None:
+    async with room() as place:
+        writer = place.writer()
+        await writer.write(0, data(5 * PART))
+        real = writer._file
+        assert real is not None
+
+        class Overtaken:
+            """The thread that reads comes after the one that truncates."""
+
+            async def read(self, start: int, stop: int) -> bytes:
+                writer._file = real
+                await writer.truncate(PART)
+                return await real.read(start, stop)
+
+        writer._file = Overtaken()  # type: ignore[assignment]
+        assert await writer.read(Range(0, 5 * PART)) == data(PART)
+        writer.close()
+        await writer.discard()
+
+
+async def test_a_spool_file_that_is_closed_takes_no_room_any_more() -> None:
+    async with room() as place:
+        file = await place.spool.open()
+        await file.write(0, b"x")
+        file.close()
+        with pytest.raises(SpoolError):
+            await file.write(1, b"y")
+        file.close()
+
+
+async def test_where_no_nameless_file_can_be_made_one_is_made_and_loses_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on NFS, and in containers whose kernel is older than 6.2."""
+    real = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    async with room(directory=tmp_path) as place:
+        writer = place.writer()
+        await writer.write(0, data(5 * PART))
+        assert os.listdir(tmp_path) == []
+        assert await writer.read(Range(3, 4 * PART)) == data(4 * PART)[3:]
+        await writer.commit()
+        writer.close()
 
 
 async def test_a_change_for_which_the_spool_has_no_room_is_an_error_and_leaves_nothing() -> None:
@@ -286,6 +393,7 @@ async def test_without_a_spool_a_large_object_is_not_changed(tmp_path: Path) -> 
         ino, fh = await m.open("f", os.O_RDWR)
         with pytest.raises(NotSupportedError):
             await m.fs.write(ino, fh, 50, b"changed")
+        await m.fs.flush(ino, fh)
         await m.fs.release(ino, fh)
 
 
@@ -333,6 +441,20 @@ async def test_it_is_also_read_while_it_is_open_for_writing(tmp_path: Path) -> N
         assert not store.calls["get"]
 
 
+async def test_what_is_only_cache_gives_way_to_who_writes(tmp_path: Path) -> None:
+    """A spool full of what was uploaded is not full."""
+    store = ScriptedStore()
+    async with mount(store, tmp_path, spool=6 * PART) as m:
+        await m.write("first", data(5 * PART))
+        ino, fh = await m.create("second")
+        await m.fs.write(ino, fh, 0, data(5 * PART, 2))
+        await m.fs.write(ino, fh, 3, b"back")
+        assert await m.read("first") == data(5 * PART)
+        await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        assert await m.read("second") == data(3, 2) + b"back" + data(5 * PART, 2)[7:]
+
+
 async def test_what_somebody_replaces_meanwhile_is_not_served_from_the_spool(tmp_path: Path) -> None:
     store = ScriptedStore()
     clock = Clock()
@@ -376,3 +498,19 @@ async def test_what_was_written_and_then_renamed_is_not_fetched_either(
     async with mount(store, tmp_path) as m:
         assert await m.read(name) == data(size)
         assert not store.calls["get"]
+
+
+@pytest.mark.expect_warnings
+async def test_a_refusal_that_no_flush_tells_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of a mapping that outlives its descriptor; pages that it left in the kernel are dropped at the next open."""
+    store = ScriptedStore()
+    store.put_now("f", data(100))
+    async with mounted(store, tmp_path / "index") as m:
+        ino, fh = await m.open("f", os.O_RDWR)
+        assert m.fs.keeps_pages(ino)
+        with pytest.raises(NotSupportedError):
+            await m.fs.write(ino, fh, 50, b"changed")
+        await m.fs.release(ino, fh)
+        assert "'f' was changed through a mapping after close, which is lost" in caplog.text
+        assert not m.fs.keeps_pages(ino)
+        assert m.fs.keeps_pages(ino)
