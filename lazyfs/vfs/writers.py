@@ -143,6 +143,8 @@ class Writers:
 
     async def _rescue(self, writer: Writer) -> None:
         """Somebody else has changed the object meanwhile, and theirs stays: keep ours under another name."""
+        if not writer.size:
+            return
         name = writer.key.rpartition("/")[2].encode()[:_LOST_NAME_BYTES].decode(errors="ignore")
         self._lost_count += 1
         key = f"{self._namespace.root}{LOST}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(self._clock_ns() / 1e9))}"
