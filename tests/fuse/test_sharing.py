@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,22 +120,22 @@ def test_a_planted_block_is_never_read(mount: Mounter, files: dict[str, bytes], 
 def test_reads_go_on_when_the_shared_cache_dies(
     mount: Mounter, files: dict[str, bytes], client: Minio, bucket: str, redis: Redis
 ) -> None:
+    later = [f"later/{number:03}" for number in range(150)]
+    for name in later:
+        put(client, bucket, name, b"x" * 1000)
     m = mount("--shared-cache", redis.url, expect_log=["going on without it"])
     assert (m / "d1/f1").read_bytes() == files["d1/f1"]
     wait_shared(m)
     redis.stop()
-    assert read_tree(m.path)[0] == files
+    assert {name: (m / name).read_bytes() for name in files} == files
     assert m.log().count("going on without it") == 1
     told = m.lazyfs("status", m.path).stdout
     assert "not in use; last error: " in told
     redis.start()
 
     def used_again() -> bool:
-        (m / f"again-{len(os.listdir(m.path))}").write_bytes(b"x" * 1000)
-        drop_page_cache()
-        for name in os.listdir(m.path):
-            if name.startswith("again"):
-                (m / name).read_bytes()
+        time.sleep(0.2)  # it is left alone for ten seconds
+        (m / later.pop()).read_bytes()
         return bool(m.status()["cache"]["shared"]["state"] == "on" and redis.calls("mget"))
 
     until(used_again, "it is used again", timeout_s=30)
