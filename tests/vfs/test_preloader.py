@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ def disk_of(m: Mount) -> DiskTier:
     return m.cache.disk
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Return when it is so: threads of the SSD tier take their time."""
+    with trio.fail_after(20):
+        while not true():
+            await trio.sleep(0.005)
+
+
 async def run(m: Mount, preload: Preloader) -> None:
     with trio.fail_after(20):
         await preload.run()
@@ -86,6 +93,7 @@ async def test_a_reader_goes_before_and_shares_what_is_on_its_way(tmp_path: Path
         held = store.hold("get")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(preload.run)
+            await until(lambda: store.now["get"] >= 2)
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert store.now["get"] == 2, "half of the slots"
             read: list[bytes] = []
@@ -94,8 +102,7 @@ async def test_a_reader_goes_before_and_shares_what_is_on_its_way(tmp_path: Path
                 read.append(await m.read("d2/e/f059"))
 
             nursery.start_soon(reader)
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            assert store.now["get"] == 4, "the other slots are the reader's"
+            await until(lambda: store.now["get"] == 4)  # the other slots are the reader's
             held.set()
         await m.settle()
         assert read == [content(59)]
