@@ -78,6 +78,8 @@ class Writer:
         """What lies in memory only: the bytes from `_settled` on."""
         self._settled = 0
         """Up to where the bytes are in the spool file, if there is one, and in the upload, if one is on its way."""
+        self._cuts = 0
+        """How often what was settled became less: a read on its way may find less than it expected."""
         self._spool = spool
         self._file: SpoolFile | None = None
         self._unspooled: LazyfsError | None = None
@@ -149,13 +151,15 @@ class Writer:
         if size == self.size:
             return
         self._change_from(size)
-        if size < self._settled:
-            assert self._file is not None
-            async with self._whole_or_withdrawn():
-                await self._file.truncate(size)
-            self._settled, self._tail = size, bytearray()
-        del self._tail[size - self._settled :]
         self._length_hint = size
+        if size >= self._settled:
+            del self._tail[size - self._settled :]
+            return
+        # First what readers go by, then the file: one that comes now must not ask for bytes that are going.
+        self._settled, self._tail, self._cuts = size, bytearray(), self._cuts + 1
+        assert self._file is not None
+        async with self._whole_or_withdrawn():
+            await self._file.truncate(size)
 
     async def read(self, span: Range) -> Buffer:
         """Read back what was written. OutOfOrderError for what has been sent, where there is no spool; NoRoomError or
@@ -163,7 +167,7 @@ class Writer:
         while True:
             self._check()
             span = span.clamp(self.size)
-            settled, file = self._settled, self._file
+            settled, file, cuts = self._settled, self._file, self._cuts
             tail = bytes(self._tail[max(0, span.start - settled) : max(0, span.stop - settled)])
             if span.start < settled and span.size:
                 if file is None:
@@ -171,9 +175,9 @@ class Writer:
                 try:
                     tail = await file.read(span.start, min(span.stop, settled)) + tail
                 except SpoolError:
-                    if self._settled < settled:
-                        continue  # it was cut meanwhile
-                    raise
+                    if self._cuts == cuts:
+                        raise
+                    continue  # it was cut meanwhile, and may have grown again
             return tail + bytes(span.size - len(tail))
 
     def take_spool(self) -> SpoolFile | None:
@@ -326,7 +330,7 @@ class Writer:
         """Have all of a file in memory that was cut to no more than a part: it is as if it had never been more."""
         if self._settled:
             self._tail = bytearray(await self.read(Range(0, self.size)))
-            self._settled, self._streaming = 0, True
+            self._settled, self._streaming, self._cuts = 0, True, self._cuts + 1
             self.close()
             self._file = None
 

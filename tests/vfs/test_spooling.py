@@ -349,6 +349,26 @@ async def test_a_spool_file_holds_what_was_written_directly_or_not(
     assert spool.used_bytes == 0
 
 
+async def test_a_read_that_a_cut_and_a_growth_overtake_looks_again() -> None:
+    async with room() as place:
+        writer = place.writer()
+        await writer.write(0, data(5 * PART))
+        file = writer._file
+        assert file is not None
+        read = file.read
+
+        async def overtaken(start: int, stop: int) -> bytes:
+            file.read = read  # type: ignore[method-assign]
+            await writer.truncate(PART)
+            await writer.write(PART, data(6 * PART, 9))
+            raise SpoolError("the spool lost bytes")  # as it says when the cut came before the read in its thread
+
+        file.read = overtaken  # type: ignore[method-assign]
+        assert await writer.read(Range(0, 4 * PART)) == data(PART) + data(6 * PART, 9)[: 3 * PART]
+        await writer.commit()
+        writer.close()
+
+
 # -- through the verbs ----------------------------------------------------------------------------------------------
 
 
