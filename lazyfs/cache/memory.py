@@ -19,6 +19,7 @@ from lazyfs.core.types import Buffer, ObjectId
 
 SPARE_SHARE = 4
 """Of so much of the budget one part is for what can wait: the rest is there for a reader at any moment."""
+_SPARE_POLL_S = 0.02
 BlockKey = tuple[ObjectId, int]
 
 
@@ -103,6 +104,12 @@ class MemoryTier:
     def try_reserve_spare(self, size: int) -> bool:
         """As `try_reserve`, for what can wait for ever: only while most of the budget is nobody's reservation."""
         return self._reserved + size <= self.budget_bytes // SPARE_SHARE and self.try_reserve(size)
+
+    async def reserve_spare(self, size: int) -> None:
+        """Wait until `try_reserve_spare` succeeds."""
+        # Polled, because whoever waits in line would stand before a reader.
+        while not self.try_reserve_spare(size):  # noqa: ASYNC110
+            await trio.sleep(_SPARE_POLL_S)
 
     async def reserve(self, size: int) -> None:
         """Promise `size` bytes, waiting in line while the budget is full of others' reservations.

@@ -2,7 +2,8 @@
 
 A value is a header that names object, version and first block and carries the size and CRC32C of each block, then
 their bytes. Promises that what `decode` returns was stored as exactly those blocks, and copies nothing: the blocks are
-views of the value. (`blockfile` reads from files and copies; here a value is in memory already.)
+views of the value. (`blockfile` keeps its label beside the value; here they
+travel together, and the identity with them.)
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ from lazyfs.vfs.slots import Slots, Ticket, Urgency
 log = logging.getLogger(__name__)
 
 MAX_ORIGINS = 100_000
-_MEMORY_POLL_S = 0.02
 
 
 class _BlockFlight(Flight[dict[int, Buffer]]):
@@ -110,7 +109,7 @@ class Fetcher:
                 found[block] = arrived[block]
         return found
 
-    def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int], *, urgency: Urgency = Urgency.AHEAD) -> None:
+    def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
         """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises.
 
         They are asked for in their order, ascending or descending: the first are needed first.
@@ -120,7 +119,7 @@ class Fetcher:
             if not self._cache.memory.try_reserve(self._span(extent, size).size):
                 self._stats.add("readahead.dropped_blocks", len(extent))
                 return
-            self._start(oid, size, extent, urgency)
+            self._start(oid, size, extent, Urgency.AHEAD)
 
     async def preload(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
         """Bring to the disk `blocks` (ascending) that are not there; what a reader has brought comes there by itself.
@@ -129,9 +128,7 @@ class Fetcher:
         """
         missing = self._not_coming(oid, blocks)
         for extent in plan_extents(missing, self._extent_blocks):
-            # Polled, because whoever waits in line would stand before a reader.
-            while not self._cache.memory.try_reserve_spare(self._span(extent, size).size):  # noqa: ASYNC110
-                await trio.sleep(_MEMORY_POLL_S)
+            await self._cache.memory.reserve_spare(self._span(extent, size).size)
             if self._not_coming(oid, extent) == list(extent):
                 await self._start(oid, size, extent, Urgency.PRELOAD).wait()
             else:
@@ -167,8 +164,7 @@ class Fetcher:
         try:
             for extent in plan_extents(self.blocks(size), self._extent_blocks):
                 span = self._span(extent, size)
-                while not self._cache.memory.try_reserve_spare(span.size):  # noqa: ASYNC110 - as in `preload`
-                    await trio.sleep(_MEMORY_POLL_S)
+                await self._cache.memory.reserve_spare(span.size)
                 try:
                     data = memoryview(await spooled.read(span.start, span.stop))
                     blocks = self._cut(data, extent, size)

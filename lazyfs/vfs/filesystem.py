@@ -17,8 +17,6 @@ from lazyfs.core.errors import (
     BusyError,
     IsDirectoryError,
     LazyfsError,
-    NotDirectoryError,
-    NotEmptyError,
     NotPermittedError,
 )
 from lazyfs.core.parts import PartSizes
@@ -134,11 +132,7 @@ class FileSystem:
         """Remove an empty directory and its marker. NotEmptyError, NotDirectoryError."""
         self.policy.check_deletable()
         node = await self.namespace.lookup(parent, name)
-        if node.kind is not Kind.DIRECTORY:
-            raise NotDirectoryError(name)
-        await self.namespace.ensure_listed(node.ino)
-        if not self.namespace.is_empty(node.ino):
-            raise NotEmptyError(name)
+        await self.namespace.check_empty(node)
         await self._store.delete(self.namespace.key(node))
         await self.namespace.remove(node)
 

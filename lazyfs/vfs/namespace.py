@@ -20,6 +20,7 @@ from lazyfs.core.errors import (
     NameTooLongError,
     NoEntryError,
     NotDirectoryError,
+    NotEmptyError,
     NotFoundError,
     StaleInodeError,
 )
@@ -178,9 +179,13 @@ class Namespace:
         """Another number whenever anything may have changed."""
         return self._index.version()
 
-    def is_empty(self, ino: int) -> bool:
-        """Whether directory `ino`, which is listed, has no entries."""
-        return self._index.is_empty(ino)
+    async def check_empty(self, node: Node) -> None:
+        """Return if `node` is a directory without entries. NotDirectoryError, NotEmptyError, StoreError."""
+        if node.kind is not Kind.DIRECTORY:
+            raise NotDirectoryError(node.name)
+        await self.ensure_listed(node.ino)
+        if not self._index.is_empty(node.ino):
+            raise NotEmptyError(node.name)
 
     def key(self, node: Node) -> str:
         """The object key of `node`; of a directory, its marker's. StaleInodeError."""

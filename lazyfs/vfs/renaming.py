@@ -21,8 +21,6 @@ from lazyfs.core.errors import (
     IsDirectoryError,
     LazyfsError,
     NoEntryError,
-    NotDirectoryError,
-    NotEmptyError,
     NotFoundError,
     PreconditionFailedError,
     StaleError,
@@ -177,7 +175,7 @@ class Renamer:
         if new.startswith(old):
             raise UsageError(f"{node.name!r} cannot become a part of itself")
         if target is not None:
-            await self._check_empty(target)
+            await self._namespace.check_empty(target)
         open_files = self._files_below(old)
         for file in open_files:
             await self._writers.commit(file)
@@ -216,13 +214,6 @@ class Renamer:
             await self._store.put(key, b"")  # some servers give markers no ETag that a copy could ask for
             return info.etag
         return await self._copy(info.oid, key, directory)
-
-    async def _check_empty(self, target: Node) -> None:
-        if target.kind is not Kind.DIRECTORY:
-            raise NotDirectoryError(target.name)
-        await self._namespace.ensure_listed(target.ino)
-        if not self._namespace.is_empty(target.ino):
-            raise NotEmptyError(target.name)
 
     def _files_below(self, prefix: str) -> list[OpenFile]:
         found = []
