@@ -57,7 +57,8 @@ class Journal:
 
     async def begin(self, old: str, new: str, objects: Sequence[ObjectInfo]) -> None:
         """Note that these objects below `old` get keys below `new`."""
-        self._renames[old] = {"new": new, "etags": {info.key: info.etag for info in objects}}
+        markers = [info.key for info in objects if _is_marker(info)]
+        self._renames[old] = {"new": new, "etags": {info.key: info.etag for info in objects}, "markers": markers}
         await self._index.set_meta(_META, json.dumps(self._renames))
 
     async def end(self, old: str) -> None:
@@ -71,7 +72,7 @@ class Journal:
 
         async def finish_one(source: ObjectId) -> None:
             with contextlib.suppress(NotFoundError, PreconditionFailedError):
-                if source.key.endswith("/"):
+                if source.key in rename["markers"]:
                     await store.put(new + source.key[len(old) :], b"")
                 else:
                     await store.copy(source, new + source.key[len(old) :])
@@ -210,8 +211,8 @@ class Renamer:
             self._follow(file, self._namespace.key(file.node), file.node.etag)
 
     async def _copy_below(self, info: ObjectInfo, key: str, directory: Node) -> str:
-        if key.endswith("/") and not info.size:
-            await self._store.put(key, b"")  # some servers give markers no ETag that a copy could ask for
+        if _is_marker(info):
+            await self._store.put(key, b"")
             return info.etag
         return await self._copy(info.oid, key, directory)
 
@@ -236,6 +237,12 @@ class Renamer:
             token = page.next_token
             if token is None:
                 return sorted(found, key=lambda info: -info.size)
+
+
+def _is_marker(info: ObjectInfo) -> bool:
+    """Whether it only says that there is a directory. It is made anew and not copied, because some servers give it no
+    ETag that a copy could ask for."""
+    return info.key.endswith("/") and not info.size
 
 
 def _check_copyable(name: str, size: int) -> None:

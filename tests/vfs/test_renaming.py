@@ -275,3 +275,18 @@ async def test_after_a_rename_that_ended_nothing_is_left_to_finish(tmp_path: Pat
         with pytest.raises(ThrottledError):
             await rename(m, "e", "newer")
         assert not m.fs._renamer._journal._renames
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_directory_object_that_has_content_keeps_it(tmp_path: Path, *, killed: bool) -> None:
+    """Some programs write into `dir/`; only an empty one is a mere marker."""
+    store = ScriptedStore()
+    for key in ("d/", "d/e/", "d/f"):
+        store.put_now(key, b"content of " + key.encode() if key != "d/e/" else b"")
+    async with mount(store, tmp_path) as m:
+        if killed:
+            await m.fs._renamer._journal.begin("d/", "new/", await m.fs._renamer._listed("d/"))
+        else:
+            await rename(m, "d", "new")
+    async with mount(store, tmp_path):
+        assert bucket(store) == {"new/": b"content of d/", "new/e/": b"", "new/f": b"content of d/f"}
