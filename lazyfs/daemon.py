@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import trio
@@ -27,23 +25,27 @@ from lazyfs.control import registry
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
 from lazyfs.core.concurrency import HIGHEST, Concurrency
-from lazyfs.core.errors import ControlError, StartupError, StoreError, first_error
+from lazyfs.core.errors import StartupError, StoreError, first_error
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, Capabilities, Condition
 from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
-from lazyfs.index.exchange import OpenStore, export_snapshot
+from lazyfs.index.exchange import OpenStore
 from lazyfs.index.home import opened_index
+from lazyfs.mounted import Mount
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
 from lazyfs.store.remote import S3Store, open_s3_store
 from lazyfs.store.retrying import Retrying
 from lazyfs.store.settings import S3Settings
 from lazyfs.tiers import opened_cache
-from lazyfs.vfs.fetcher import Fetcher
+from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.fetcher import Fetcher, nothing_waits
 from lazyfs.vfs.filesystem import FileSystem
+from lazyfs.vfs.handles import Handles
+from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.preloader import Preloader
@@ -53,7 +55,9 @@ from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
 from lazyfs.vfs.uploads import Uploads
 from lazyfs.vfs.watching import Watcher
+from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
+from lazyfs.writeback import drain, new_uploader, opened_backlog
 
 log = logging.getLogger(__name__)
 
@@ -91,72 +95,6 @@ def run(config: Config, *, on_ready: Callable[[], None], on_progress: Progress) 
         raise first_error(group) from group
 
 
-@dataclass(slots=True)
-class _Mount:
-    """The parts of a running mount that `status` looks at."""
-
-    config: Config
-    stats: Stats
-    store: S3Store
-    index: Index
-    namespace: Namespace
-    cache: TieredCache
-    filesystem: FileSystem
-    session: Session
-    slots: Slots
-    spool: Spool | None
-    preloader: Preloader | None
-    started_s: float
-
-    async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
-        """What `lazyfs status` shows."""
-        files, size = self.namespace.totals()
-        disk = self.cache.disk
-        config = self.config
-        return {
-            "mountpoint": str(config.mount.mountpoint),
-            "bucket": config.bucket.name,
-            "prefix": config.bucket.prefix,
-            "endpoint": config.bucket.endpoint_url,
-            "pid": os.getpid(),
-            "uptime_s": time.time() - self.started_s,
-            "read_only": config.mount.read_only,
-            "files": files,
-            "bytes": size,
-            "open_handles": len(self.filesystem.handles),
-            "lost_and_found": self.filesystem.lost,
-            "import": self.namespace.importer.progress.told(time.time()),
-            "preload": None if self.preloader is None else asdict(self.preloader.progress),
-            "cache": {
-                "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
-                "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
-                "shared": None if self.cache.shared is None else self.cache.shared.status(),
-            },
-            "spool": None if self.spool is None else {"used": self.spool.used_bytes, "limit": self.spool.limit_bytes},
-            "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
-            "stats": dict(self.stats.snapshot()),
-            "skipped_keys": self.namespace.skipped_keys,
-            "endpoint_supports": asdict(self.store.capabilities),
-            "untuned": self.session.untuned,
-            "policy": {
-                "metadata_ttl_s": config.cache.metadata_ttl_s,
-                "conditional_put": self.filesystem.policy.conditional_put,
-                "part_size": config.write.part_size,
-                "no_overwrite": config.write.no_overwrite,
-                "no_delete": config.write.no_delete,
-            },
-        }
-
-    async def export(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Write a snapshot of the index to `to`, an absolute path or s3://BUCKET/KEY."""
-        place = str(arguments.get("to", ""))
-        if not place.startswith(("/", "s3://")):
-            raise ControlError("export needs an absolute path or s3://BUCKET/KEY")
-        if place.startswith("/") and Path(place).is_relative_to(self.config.mount.mountpoint):
-            raise ControlError(f"{place} lies in the mount itself; write it to s3://BUCKET/KEY instead")
-        return await export_snapshot(self.index.file, place, _stores(self.config, self.store, self.stats))
-
-
 async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progress) -> None:
     stats = Stats()
     bare = open_s3_store(_settings(config), stats=stats)
@@ -166,32 +104,56 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
         async with opened_index(directory, _identity(config), snapshot=snapshot, stores=stores) as index:
             await _settle_capabilities(bare, config, index)
             await index.remove_local()
-            opened = opened_cache(config.bucket, config.cache, block_size=BLOCK_SIZE, stats=stats)
-            async with opened as cache, trio.open_nursery() as background:
-                slots = Slots(Concurrency())
-                backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
-                store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
-                journal, uploads = Journal(index), Uploads(store=store, index=index)
-                if not config.mount.read_only:
-                    await journal.finish(store)
-                    await uploads.abort_left()
-                mount = _build(
-                    config,
-                    stats=stats,
-                    bare=bare,
-                    store=store,
-                    slots=slots,
-                    index=index,
-                    journal=journal,
-                    uploads=uploads,
-                    cache=cache,
-                    background=background,
-                )
-                await _serve(mount, on_ready, on_progress, background)
-                background.cancel_scope.cancel()
+            spool = None if directory is None else Spool(directory / "spool", limit_bytes=config.write.spool_size)
+            with opened_backlog(config, _identity(config), spool=spool, index=index) as backlog:
+                running = _running(config, stats=stats, bare=bare, index=index, spool=spool, backlog=backlog)
+                async with running as (mount, background):
+                    await _serve(mount, on_ready, on_progress, background)
     finally:
         with trio.CancelScope(shield=True):
             await bare.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    config: Config,
+    *,
+    stats: Stats,
+    bare: S3Store,
+    index: Index,
+    spool: Spool | None,
+    backlog: Backlog | None,
+) -> AsyncIterator[tuple[Mount, trio.Nursery]]:
+    """A mount built on what is open, with all that runs in its background but the kernel session, until the block
+    ends."""
+    opened = opened_cache(config.bucket, config.cache, block_size=BLOCK_SIZE, stats=stats)
+    async with opened as cache, trio.open_nursery() as background:
+        slots = Slots(Concurrency())
+        backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
+        store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
+        journal, uploads = Journal(index), Uploads(store=store, index=index)
+        if not config.mount.read_only:
+            await journal.finish(store)
+            await uploads.abort_left()
+        mount = _build(
+            config,
+            stats=stats,
+            bare=bare,
+            store=store,
+            slots=slots,
+            index=index,
+            journal=journal,
+            uploads=uploads,
+            cache=cache,
+            spool=spool,
+            backlog=backlog,
+            background=background,
+        )
+        if mount.write_back is not None and mount.uploader is not None:
+            await mount.write_back.recover()
+            background.start_soon(mount.uploader.run)
+        yield mount, background
+        background.cancel_scope.cancel()
 
 
 async def _greet(bare: S3Store, config: Config, stats: Stats) -> None:
@@ -220,7 +182,7 @@ async def _import_first(namespace: Namespace, on_progress: Progress) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _watch(mount: _Mount, background: trio.Nursery) -> None:
+async def _watch(mount: Mount, background: trio.Nursery) -> None:
     """With `--events`, follow changes from now on; before the first import, so that nothing falls between."""
     config = mount.config
     if config.cache.events is None:
@@ -234,18 +196,18 @@ async def _watch(mount: _Mount, background: trio.Nursery) -> None:
         raise StartupError(f"--events {config.cache.events}: {error}") from error
 
 
-async def _serve(mount: _Mount, on_ready: Callable[[], None], on_progress: Progress, background: trio.Nursery) -> None:
+async def _serve(mount: Mount, on_ready: Callable[[], None], on_progress: Progress, background: trio.Nursery) -> None:
     config, namespace = mount.config, mount.namespace
     await _watch(mount, background)
     if config.cache.import_mode == "wait":
         await _import_first(namespace, on_progress)
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, mount.session)
+            await nursery.start(_stop_on_signal, mount)
             await nursery.start(_run_session, mount, nursery.cancel_scope)
             registry.register(config.mount.mountpoint, bucket=config.bucket.name)
             socket = registry.socket_path(config.mount.mountpoint)
-            verbs = {"status": mount.status, "export": mount.export}
+            verbs = {"status": mount.status, "export": mount.export, "leave_uploads": mount.leave_uploads}
             await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
             background.start_soon(_bring_in, mount)
             on_ready()
@@ -256,7 +218,7 @@ async def _serve(mount: _Mount, on_ready: Callable[[], None], on_progress: Progr
 
 
 async def _run_session(
-    mount: _Mount, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    mount: Mount, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve the kernel; when that ends, for whatever reason, withdraw what was not finished."""
     try:
@@ -265,18 +227,22 @@ async def _run_session(
         with trio.move_on_after(SHUTDOWN_S) as deadline:
             deadline.shield = True
             await mount.filesystem.abandon()
+    if mount.write_back is not None:
+        await drain(mount.write_back.backlog, mount.leave)
     scope.cancel()
 
 
-async def _stop_on_signal(session: Session, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def _stop_on_signal(mount: Mount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for received in signals:
             log.info("%s: unmounting", signal.Signals(received).name)
-            session.stop()
+            if mount.session.stop():
+                continue
+            mount.leave.set()  # it is unmounted already, and still uploads: the second signal does not wait for that
 
 
-async def _bring_in(mount: _Mount) -> None:
+async def _bring_in(mount: Mount) -> None:
     """The listing, if nobody has waited for it, and with `--preload` all data."""
     if mount.config.cache.import_mode != "wait":
         await _import(mount.namespace)
@@ -305,8 +271,10 @@ def _build(
     journal: Journal,
     uploads: Uploads,
     cache: TieredCache,
+    spool: Spool | None,
+    backlog: Backlog | None,
     background: trio.Nursery,
-) -> _Mount:
+) -> Mount:
     """Put the parts together; nothing runs yet."""
     namespace = Namespace(
         index=index,
@@ -328,10 +296,9 @@ def _build(
         extent_size=min(EXTENT_SIZE, config.cache.memory // 8),
         on_stale=namespace.expire_key,
         stats=stats,
+        waiting=nothing_waits if backlog is None else backlog.read,
     )
     part_sizes = PartSizes(config.write.part_size)
-    directory = config.cache.directory
-    spool = None if directory is None else Spool(directory / "spool", limit_bytes=config.write.spool_size)
 
     def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
         return Writer(
@@ -344,12 +311,24 @@ def _build(
             options=PutOptions(storage_class=config.write.storage_class),
             part_sizes=part_sizes,
             spool=spool,
+            streaming=backlog is None,
         )
 
+    reader = Reader(fetcher=fetcher, whole_object_bytes=WHOLE_OBJECT_BYTES, stats=stats)
+    handles, lost = Handles(), LostAndFound(namespace.root, time.time_ns)
+    write_back = uploader = None
+    if backlog is not None:
+        write_back = WriteBack(
+            backlog=backlog, namespace=namespace, index=index, handles=handles, reader=reader, lost=lost
+        )
+        conditional = bare.capabilities.conditional_put
+        uploader = new_uploader(
+            config, write_back, store=store, uploads=uploads, memory=cache.memory, conditional=conditional
+        )
     filesystem = FileSystem(
         namespace=namespace,
         store=store,
-        reader=Reader(fetcher=fetcher, whole_object_bytes=WHOLE_OBJECT_BYTES, stats=stats),
+        reader=reader,
         new_writer=new_writer,
         readahead=ReadAheadPolicy(max_window=min(MAX_WINDOW, config.cache.memory // 4), step=EXTENT_SIZE),
         part_sizes=part_sizes,
@@ -357,6 +336,10 @@ def _build(
         journal=journal,
         clock_ns=time.time_ns,
         still_open=still_open,
+        handles=handles,
+        lost=lost,
+        write_back=write_back,
+        fsync_to_bucket=config.write.fsync == "s3",
     )
     session = Session(
         filesystem,
@@ -367,8 +350,22 @@ def _build(
     preloader = None
     if config.cache.preload and cache.disk is not None:
         preloader = Preloader(namespace=namespace, fetcher=fetcher, disk=cache.disk)
-    return _Mount(
-        config, stats, bare, index, namespace, cache, filesystem, session, slots, spool, preloader, time.time()
+    return Mount(
+        config=config,
+        stats=stats,
+        store=bare,
+        index=index,
+        namespace=namespace,
+        cache=cache,
+        filesystem=filesystem,
+        session=session,
+        slots=slots,
+        spool=spool,
+        preloader=preloader,
+        write_back=write_back,
+        uploader=uploader,
+        stores=_stores(config, bare, stats),
+        started_s=time.time(),
     )
 
 

@@ -15,6 +15,7 @@ import errno
 import os
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 from lazyfs.core.types import Buffer
@@ -28,6 +29,15 @@ def aligned(size: int) -> memoryview:
     memory = bytearray(_padded(size) + UNIT)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % UNIT
     return memoryview(memory)[start : start + _padded(size)]
+
+
+def sync_directory(path: Path) -> None:
+    """Make durable which names the directory has. OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class DirectFiles:

@@ -11,6 +11,8 @@ counted per buffer (`_Slab`), not per block: what is counted is what is held.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -130,6 +132,15 @@ class MemoryTier:
                 self._waiters.remove(waiter)
                 self._wake()
             raise
+
+    @asynccontextmanager
+    async def held(self, size: int) -> AsyncIterator[None]:
+        """`size` bytes are reserved for the body of the ``with``; see `reserve`."""
+        await self.reserve(size)
+        try:
+            yield
+        finally:
+            self.release(size)
 
     def release(self, size: int) -> None:
         """Give back what was reserved."""

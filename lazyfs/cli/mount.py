@@ -95,7 +95,11 @@ def write_policy(config: Config) -> str:
     """The policy of writes in a few words."""
     if config.mount.read_only:
         return "read-only"
-    words = [f"files are uploaded when closed, in parts of {format_size(config.write.part_size)}"]
+    if config.write.write_back:
+        words = ["files are kept here when closed, and uploaded later"]
+        words.append("fsync keeps them here too" if config.write.fsync == "local" else "fsync waits for the upload")
+    else:
+        words = [f"files are uploaded when closed, in parts of {format_size(config.write.part_size)}"]
     if config.write.no_overwrite:
         words.append("replacing is refused")
     if config.write.no_delete:

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lazyfs.cli.backlog import backlog_of
 from lazyfs.core.units import format_duration, format_size
 
 Report = Mapping[str, Any]
@@ -92,8 +93,10 @@ def _writing(report: Report) -> Iterator[tuple[str, str]]:
         yield "spool", f"{format_size(spool['used'])} of {format_size(spool['limit'])}"
     for key, place in report.get("lost_and_found") or ():
         yield "lost race", f"{key}: somebody else was faster; what was written here is kept as {place}"
-    if report.get("pending_uploads"):
-        yield "uploads", f"{report['pending_uploads']} to finish"
+    if (waiting := report.get("write_back")) and waiting["changes"]:
+        yield "to upload", backlog_of(waiting)
+        for key, reason in waiting["failed"]:
+            yield "failed", f"{key}: {reason}; it is tried again"
 
 
 def _state(report: Report) -> str:

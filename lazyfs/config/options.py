@@ -257,6 +257,22 @@ class CacheConfig:
 class WriteConfig:
     """How changes reach the bucket, and which are refused."""
 
+    write_back: bool = _option(
+        "write-back",
+        parse_switch,
+        "",
+        "Let close return once the file is durable in the cache directory; it is uploaded later.",
+        default=False,
+        negation="write-through",
+    )
+    fsync: Literal["s3", "local"] = _option(
+        "fsync",
+        one_of("s3", "local"),
+        "s3|local",
+        "What fsync waits for: the bucket, or, with --write-back, that the file is durable here.",
+        computed=lambda known, _environ: "local" if known.get("write-back") else "s3",
+        default_text="s3; with --write-back local",
+    )
     part_size: int = _option(
         "part-size",
         parse_part_size,

@@ -88,6 +88,7 @@ def load(
     _refuse_cache_in_itself(name, prefix, section["bucket"]["endpoint_url"], section["cache"]["shared"])
     if section["cache"]["preload"] and section["cache"]["directory"] is None:
         raise UsageError("--preload needs a place for the data: give a --cache-dir, not none")
+    _refuse_unsafe(section["write"], section["cache"]["directory"])
     return Config(
         bucket=BucketConfig(name=name, prefix=prefix, **section["bucket"]),
         mount=MountConfig(mountpoint=_parse_mountpoint(mountpoint), **section["mount"]),
@@ -118,6 +119,13 @@ def read_options(
             values[option.name] = option.default(values, environ)
         section.setdefault(option.group, {})[option.field] = values[option.name]
     return section
+
+
+def _refuse_unsafe(write: Mapping[str, Any], directory: Path | None) -> None:
+    if write["write_back"] and directory is None:
+        raise UsageError("--write-back keeps files here until they are uploaded: give a --cache-dir, not none")
+    if write["fsync"] == "local" and not write["write_back"]:
+        raise UsageError("--fsync local needs --write-back: without it a file is durable in the bucket only")
 
 
 # -- the two arguments --------------------------------------------------------------------------------------

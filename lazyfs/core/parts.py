@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import md5
 
-from lazyfs.core.types import Part
+from lazyfs.core.types import Part, Range
 
 MAX_PARTS = 10_000
 MIN_PART_SIZE = 5 * 1024**2
@@ -37,6 +37,16 @@ class PartSizes:
     def size(self, number: int) -> int:
         """Bytes of part `number` (from 1) unless it is the last, which may be shorter."""
         return min(self.first << ((number - 1) // _GROW_EVERY), MAX_PART_SIZE)
+
+    def cut(self, size: int) -> list[Range]:
+        """The parts of an object of `size` bytes, in order and without a gap; none is empty."""
+        ranges: list[Range] = []
+        start = 0
+        while start < size:
+            stop = min(start + self.size(len(ranges) + 1), size)
+            ranges.append(Range(start, stop))
+            start = stop
+        return ranges
 
 
 def multipart_etag(parts: list[Part]) -> str | None:

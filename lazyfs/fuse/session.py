@@ -52,6 +52,7 @@ class Session:
         self.untuned: list[str] = []
         """Kernel settings that were left as they are."""
         self._told_to_stop = trio.Event()
+        self._is_over = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Mount, serve until unmounted or `stop`, and unmount. StartupError if it cannot be mounted."""
@@ -70,12 +71,16 @@ class Session:
                 log.warning("requests did not end within %.0f s of the signal; giving them up", DRAIN_S)
                 nursery.cancel_scope.cancel()
         finally:
+            self._is_over = True
             pyfuse3.close(unmount=True)
 
-    def stop(self) -> None:
-        """End `run` in good order: requests in progress may end, for DRAIN_S at most."""
+    def stop(self) -> bool:
+        """End `run` in good order: requests in progress may end, for DRAIN_S at most. False if it has ended already."""
+        if self._is_over:
+            return False
         self._told_to_stop.set()
         pyfuse3.terminate()
+        return True
 
     async def _serve(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main(max_tasks=MAX_TASKS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +48,9 @@ class Index:
         self._local: dict[tuple[int, str], int] = {}
         self._local_sequence = 0
         self._listings: set[Listing] = set()
+        self._holds: Counter[str] = Counter()
+        self._let_go: dict[str, int] = {}
+        """Paths that were held, and when they were let go, for as long as a listing is under way that began before."""
         self.files: int
         self.bytes: int
         self.files, self.bytes = self._writer.totals()
@@ -68,6 +72,10 @@ class Index:
             f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry IN (?, ?) ORDER BY entry DESC LIMIT 1",
             parent, name, name + "/",
         )  # fmt: skip
+
+    def entry(self, parent: int, entry: str) -> Node | None:
+        """The row of exactly this entry, hidden or not."""
+        return self._one(f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry = ?", parent, entry)
 
     def children(self, parent: int, *, after: str = "", upto: str | None = None, limit: int) -> list[Node]:
         """The visible entries of `parent` whose entry name is above `after`, in order, at most `limit`.
@@ -140,12 +148,27 @@ class Index:
             self._listings.discard(listing)
             if not self._listings:
                 self._local.clear()
+                self._let_go.clear()
 
     def note_local(self, parent: int, name: str) -> None:
         """`name` was just changed by us: what listings in progress say about it is out of date."""
         if self._listings:
             self._local_sequence += 1
             self._local[parent, name] = self._local_sequence
+
+    def hold(self, path: str) -> None:
+        """From now on the bucket says nothing about `path` (a directory's ends in `/`): it is to be changed there. As
+        often as it is held it must be let go."""
+        self._holds[path] += 1
+
+    def let_go(self, path: str) -> None:
+        """The bucket has it now, though not what was asked before."""
+        self._holds[path] -= 1
+        if not self._holds[path]:
+            del self._holds[path]
+            if self._listings:
+                self._local_sequence += 1
+                self._let_go[path] = self._local_sequence
 
     async def apply_page(self, facts: PageFacts, listing: Listing, *, page_ns: int, began_ns: int) -> Applied:
         """Make a page of a listing true. Directories that it completes count as listed since `began_ns`."""
@@ -157,7 +180,8 @@ class Index:
     ) -> Applied:
         """Make it true that of `names` (entry names in `parent`) exactly `entries` exist."""
         newer = self._newer_than(listing)
-        return await self._run(lambda: self._writer.apply_names(parent, names, entries, newer, now_ns))
+        path = (self.path(parent) or "") if self._holds or self._let_go else ""
+        return await self._run(lambda: self._writer.apply_names(parent, names, entries, newer, now_ns, path))
 
     async def put_entry(self, parent: int, entry: Entry, *, now_ns: int) -> Node:
         """Our own change: the entry is so now. Keeps the inode number of a row that is there."""
@@ -189,6 +213,15 @@ class Index:
         self._count(applied)
         return moved
 
+    async def restore(self, made: Sequence[tuple[str, int, int]], gone: Sequence[str] = ()) -> None:
+        """(path, size, mtime in ns) of what is only here, whether it was known or not; and paths that are only in the
+        bucket, and shall not be."""
+        for path in (*(path for path, _, _ in made), *gone):
+            parent = self.find_directory(path.removesuffix("/").rpartition("/")[0])
+            if parent is not None:
+                self.note_local(parent, path.removesuffix("/").rpartition("/")[2])
+        await self._run(lambda: self._writer.restore(made, gone))
+
     async def remove_local(self) -> None:
         """Forget files that a killed daemon had not finished."""
         await self._run(self._writer.remove_local)
@@ -198,7 +231,8 @@ class Index:
         await self._run_raw(lambda: self._writer.set_meta(key, value))
 
     def _newer_than(self, listing: Listing) -> Newer:
-        return frozenset(key for key, sequence in self._local.items() if sequence > listing.began)
+        names = frozenset(key for key, sequence in self._local.items() if sequence > listing.began)
+        return Newer(names, lambda path: path in self._holds or self._let_go.get(path, 0) > listing.began)
 
     async def _run(self, work: Callable[[], Applied]) -> Applied:
         applied = await self._run_raw(work)

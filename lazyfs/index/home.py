@@ -44,18 +44,23 @@ def _home(directory: Path | None, identity: Mapping[str, str]) -> Iterator[Path]
     """The path of the index file, for us alone."""
     with contextlib.ExitStack() as stack:
         if directory is not None:
-            name = blake2b(json.dumps(identity).encode(), digest_size=10).hexdigest()
+            name = home_name(identity)
             folder = directory / "index"
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if stack.enter_context(_locked(folder / f"{name}.lock")):
+            if stack.enter_context(locked(folder / f"{name}.lock")):
                 yield folder / f"{name}.db"
                 return
             log.info("another mount uses this bucket's index; this one lists for itself")
         yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfs-"))) / "index.db"
 
 
+def home_name(identity: Mapping[str, str]) -> str:
+    """The name of what a cache directory keeps of the bucket and prefix that `identity` tells."""
+    return blake2b(json.dumps(identity).encode(), digest_size=10).hexdigest()
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool]:
     """Whether this process alone holds the lock file for the body of the ``with``."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

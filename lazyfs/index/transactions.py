@@ -9,15 +9,24 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs.core.listing import Entry, PageFacts, Slice, diff
 from lazyfs.core.types import ROOT_INO
 from lazyfs.index.base import LOCAL_ETAG, Applied, Change, Node
 
-Newer = frozenset[tuple[int, str]]
-"""(directory, name) of what was changed here after the facts began to be fetched."""
+
+@dataclass(frozen=True, slots=True)
+class Newer:
+    """What facts do not know: what was changed here after they began to be fetched, or is not in the bucket yet."""
+
+    names: frozenset[tuple[int, str]]
+    """(directory, name)."""
+    is_held: Callable[[str], bool]
+    """Whether that is so of this path."""
+
 
 SCHEMA_VERSION = 2
 SCHEMA = f"""
@@ -108,7 +117,8 @@ class Transactions:
         inos = {"": ROOT_INO}
         with self._transaction() as applied:
             for piece in facts.slices:
-                ino = self._directory(piece.directory, inos, create=bool(piece.entries))
+                create = bool(piece.entries)
+                ino = self._directory(piece.directory, inos, create=create, is_held=newer.is_held)
                 if ino is not None:
                     self._apply_slice(ino, piece, newer, page_ns, applied)
             for directory in facts.completed:
@@ -123,15 +133,16 @@ class Transactions:
         entries: Sequence[Entry],
         newer: Newer,
         now_ns: int,
+        directory: str,
     ) -> Applied:
-        """Make single names true; see Index.apply_names."""
+        """Make single names true; see Index.apply_names. `directory` is the path of `parent`."""
         with self._transaction() as applied:
             if self._db.execute("SELECT 1 FROM node WHERE ino = ?", (parent,)).fetchone() is None:
                 return applied
             for name in names:
                 found = [entry for entry in entries if entry.name == name]
                 # Of the rows, `only` looks at this one name; the slice must cover it, also where it is a directory.
-                piece = Slice("", name[:-1], None, found)
+                piece = Slice(directory, name[:-1], None, found)
                 self._apply_slice(parent, piece, newer, now_ns, applied, only=name)
         return applied
 
@@ -190,6 +201,32 @@ class Transactions:
                 self._remove(parent, entry, applied)
         return applied
 
+    def restore(self, made: Iterable[tuple[str, int, int]], gone: Iterable[str]) -> Applied:
+        """Paths that are only here, and paths that are only in the bucket; see Index.restore."""
+        inos = {"": ROOT_INO}
+        with self._transaction() as applied:
+            for path in gone:
+                above, name = _split(path)
+                parent = self._directory(above, inos, create=False)
+                if parent is not None:
+                    self._remove(parent, name, applied)
+            inos = {"": ROOT_INO}
+            for path, size, mtime_ns in made:
+                above, name = _split(path)
+                parent = self._directory(above, inos, create=True)
+                assert parent is not None
+                known = self._row(parent, name)
+                if known is None:
+                    etag = "" if name.endswith("/") else LOCAL_ETAG
+                    self._insert(parent, Entry(name, size, mtime_ns, etag), 0, applied)
+                elif not name.endswith("/"):
+                    applied.bytes += size - known.size
+                    self._db.execute(
+                        "UPDATE node SET size = ?, mtime_ns = ?, etag = ? WHERE ino = ?",
+                        (size, mtime_ns, LOCAL_ETAG, known.ino),
+                    )
+        return applied
+
     def set_meta(self, key: str, value: str) -> None:
         """Remember a value."""
         with self._transaction():
@@ -211,7 +248,9 @@ class Transactions:
         local = {name for name in known if known[name][0] == LOCAL_ETAG}
 
         def decided(name: str) -> bool:
-            return name not in local and (ino, name.removesuffix("/")) not in newer
+            if name in local or (ino, name.removesuffix("/")) in newer.names:
+                return False
+            return not newer.is_held(piece.directory + name)
 
         for name in difference.removed:
             if decided(name):
@@ -237,18 +276,21 @@ class Transactions:
             )
         return {entry: (etag, size) for entry, etag, size in rows}
 
-    def _directory(self, path: str, inos: dict[str, int], *, create: bool) -> int | None:
-        """The inode of directory `path`, made with all above it if need be and allowed."""
+    def _directory(
+        self, path: str, inos: dict[str, int], *, create: bool, is_held: Callable[[str], bool] = lambda _path: False
+    ) -> int | None:
+        """The inode of directory `path`, made with all above it if need be and allowed. One that is held was removed
+        here, and is not made."""
         ino = inos.get(path)
         if ino is None:
             above, name = _split(path)
-            parent = self._directory(above, inos, create=create)
+            parent = self._directory(above, inos, create=create, is_held=is_held)
             if parent is None:
                 return None
             row = self._db.execute("SELECT ino FROM node WHERE parent = ? AND entry = ?", (parent, name)).fetchone()
             if row is not None:
                 ino = row[0]
-            elif create:
+            elif create and not is_held(path):
                 ino = self._insert(parent, Entry(name), 0, Applied())
             else:
                 return None

@@ -7,8 +7,9 @@ reservation of memory for exactly the bytes that it fetches, and takes a slot on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import trio
 
@@ -29,6 +30,15 @@ log = logging.getLogger(__name__)
 MAX_ORIGINS = 100_000
 
 
+Waiting: TypeAlias = Callable[[ObjectId, Range], Awaitable[Buffer | None]]
+"""Bytes of a version that waits for its upload; None if it does not. SpoolError."""
+
+
+async def nothing_waits(_oid: ObjectId, _span: Range) -> Buffer | None:
+    """For mounts without write-back."""
+    return None
+
+
 class _BlockFlight(Flight[dict[int, Buffer]]):
     """The fetch of one extent."""
 
@@ -43,7 +53,7 @@ class Fetcher:
     """Turns (version, blocks) into bytes.
 
     `block_size` and `extent_size` in bytes; an extent, the most that one GET asks for, is a whole number of blocks.
-    `on_stale` hears of versions that the bucket no longer has.
+    `on_stale` hears of versions that the bucket no longer has. `waiting` has those that it does not have yet.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class Fetcher:
         extent_size: int,
         on_stale: Callable[[ObjectId], None],
         stats: Stats,
+        waiting: Waiting = nothing_waits,
     ) -> None:
         self.block_size = block_size
         self._extent_blocks = max(1, extent_size // block_size)
@@ -65,6 +76,7 @@ class Fetcher:
         self._nursery = nursery
         self._slots = slots
         self._on_stale = on_stale
+        self._waiting = waiting
         self._stats = stats
         self._flights: dict[tuple[ObjectId, int], _BlockFlight] = {}
         self._spooled: dict[ObjectId, SpoolFile] = {}
@@ -142,16 +154,17 @@ class Fetcher:
             self._cache.admit(oid, blocks, size, to_disk=True, whole=memoryview(content))
             self._cache.memory.release(size)
 
-    def keep_spooled(self, oid: ObjectId, spooled: SpoolFile) -> None:
-        """Read the object out of `spooled`, which is all of it, while it is brought to the disk; closes that. It gives
-        way to what is being written."""
+    def keep_spooled(self, oid: ObjectId, spooled: SpoolFile, *, formerly: ObjectId | None = None) -> None:
+        """Read the object, which may have been known as `formerly`, out of `spooled`, which is all of it, while it is
+        brought to the disk; closes that. It gives way to what is being written."""
         disk = self._cache.disk
         if disk is None or spooled.size > disk.limit_bytes // 2:
             spooled.close()  # it would evict everything else
             return
         spooled.spare()
-        self._spooled[oid] = spooled
-        self._nursery.start_soon(self._bring_to_disk, oid, spooled)
+        known_as = (oid,) if formerly is None else (oid, formerly)
+        self._spooled |= dict.fromkeys(known_as, spooled)
+        self._nursery.start_soon(self._bring_to_disk, known_as, spooled)
 
     def copied(self, source: ObjectId, copy: ObjectId) -> None:
         """The server has made `copy` of `source`: what is here of one is also the other's."""
@@ -159,8 +172,8 @@ class Fetcher:
         while len(self._origins) > MAX_ORIGINS:
             self._origins.pop_oldest()
 
-    async def _bring_to_disk(self, oid: ObjectId, spooled: SpoolFile) -> None:
-        size = spooled.size
+    async def _bring_to_disk(self, known_as: Sequence[ObjectId], spooled: SpoolFile) -> None:
+        oid, size = known_as[0], spooled.size
         try:
             for extent in plan_extents(self.blocks(size), self._extent_blocks):
                 span = self._span(extent, size)
@@ -176,18 +189,22 @@ class Fetcher:
         except SpoolError as error:
             log.log(logging.INFO if spooled.is_closed else logging.WARNING, "%r is not kept: %s", oid.key, error)
         finally:
-            if self._spooled.get(oid) is spooled:
-                del self._spooled[oid]
+            for name in known_as:
+                if self._spooled.get(name) is spooled:
+                    del self._spooled[name]
             spooled.close()
 
     async def _unspool(self, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
         """`extent` of what was written here; empty if it is no longer in the spool."""
-        spooled = self._spooled.get(oid)
-        if spooled is None:
-            return {}
         span = self._span(extent, size)
+        spooled = self._spooled.get(oid)
         try:
-            data = memoryview(await spooled.read(span.start, span.stop))
+            if spooled is not None:
+                data = memoryview(await spooled.read(span.start, span.stop))
+            elif (waiting := await self._waiting(oid, span)) is not None:
+                data = memoryview(waiting)
+            else:
+                return {}
         except SpoolError:
             return {}
         blocks = self._cut(data, extent, size)
@@ -245,8 +262,11 @@ class Fetcher:
                 del self._flights[oid, block]
 
     async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
-        if self._spooled and (written := await self._unspool(oid, size, extent)):
+        is_local = not oid.key
+        if (self._spooled or is_local) and (written := await self._unspool(oid, size, extent)):
             return written
+        if is_local:
+            raise StaleError("what was written here was replaced before it was uploaded")
         origin = self._origins.get(oid) if len(self._origins) else None
         if origin is not None and (copied := await self._from_origin(origin, oid, size, extent)):
             return copied

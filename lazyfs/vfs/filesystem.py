@@ -26,17 +26,16 @@ from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import Store
 from lazyfs.vfs.directories import DirectoryReader
 from lazyfs.vfs.handles import Handles, OpenFile
+from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.renaming import Journal, Renamer
+from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
 from lazyfs.vfs.writers import Writers
 
 log = logging.getLogger(__name__)
-
-_COPY_BYTES = 4 * 1024**2
-"""Copied down at a time, of an object that is changed in place."""
 
 
 class FileSystem:
@@ -59,10 +58,17 @@ class FileSystem:
         journal: Journal,
         clock_ns: Callable[[], int],
         still_open: Callable[[int, int, str], bool],
+        handles: Handles | None = None,
+        lost: LostAndFound | None = None,
+        write_back: WriteBack | None = None,
+        fsync_to_bucket: bool = True,
     ) -> None:
         self.namespace = namespace
         self.policy = policy
-        self.handles = Handles()
+        self.handles = Handles() if handles is None else handles  # an empty one is false
+        self._lost = lost or LostAndFound(namespace.root, clock_ns)
+        self._write_back = write_back
+        self._fsync_to_bucket = fsync_to_bucket
         self._store = store
         self._reader = reader
         self._writers = Writers(
@@ -73,6 +79,8 @@ class FileSystem:
             part_sizes=part_sizes,
             policy=policy,
             clock_ns=clock_ns,
+            lost=self._lost,
+            write_back=write_back,
         )
         self._renamer = Renamer(
             namespace=namespace,
@@ -82,6 +90,7 @@ class FileSystem:
             reader=reader,
             policy=policy,
             journal=journal,
+            write_back=write_back,
         )
         self._clock_ns = clock_ns
         self._born_ns = clock_ns()
@@ -125,6 +134,8 @@ class FileSystem:
         self.policy.check_writable()
         key = self.namespace.new_key(parent, name)
         await self.namespace.check_absent(parent, name)
+        if self._write_back is not None:
+            return self._attributes(await self._write_back.make_directory(parent, name, key + "/"))
         await self._store.put(key + "/", b"")
         return self._attributes(await self.namespace.put_directory(parent, name))
 
@@ -133,8 +144,7 @@ class FileSystem:
         self.policy.check_deletable()
         node = await self.namespace.lookup(parent, name)
         await self.namespace.check_empty(node)
-        await self._store.delete(self.namespace.key(node))
-        await self.namespace.remove(node)
+        await self._remove(node)
 
     async def unlink(self, parent: int, name: str) -> None:
         """Delete a file. Who has it open keeps what is resident; what was being written is thrown away."""
@@ -148,8 +158,15 @@ class FileSystem:
             async with file.turn:
                 await file.discard()
                 node = file.node
+        await self._remove(node)
+
+    async def _remove(self, node: Node) -> None:
+        key = self.namespace.key(node)
+        if self._write_back is not None:
+            await self._write_back.remove(node, key)
+            return
         if not node.is_local:
-            await self._store.delete(self.namespace.key(node))
+            await self._store.delete(key)
         await self.namespace.remove(node)
 
     async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool) -> None:
@@ -168,13 +185,13 @@ class FileSystem:
             self.policy.check_writable()
             self.policy.check_replaceable()
         current = self.handles.by_ino(ino)
-        if node.is_local and (current is None or current.writer is None):
+        if (current is None or current.writer is None) and not self._writers.is_readable(node):
             raise BusyError(f"{node.name!r} is not finished")
         fh, file = self.handles.open_file(node, pid=pid, writable=writable)
         try:
             if writable and flags & os.O_TRUNC:
                 await self._writers.truncate(file, 0)
-            elif not file.node.is_local:
+            elif self._writers.is_readable(file.node):
                 self._writers.object(file)
         except BaseException:
             self.handles.close_file(fh)
@@ -205,6 +222,7 @@ class FileSystem:
         node = await self.namespace.put_file(parent, name, size=0, mtime_ns=self._clock_ns(), etag=LOCAL_ETAG)
         fh, file = self.handles.open_file(node, pid=pid, writable=True)
         file.writer = self._writers.new(key, b"", Condition(absent=True))
+        file.knows = 0 if self._write_back is None else self._write_back.backlog.pending.newest
         return fh, self._attributes(node)
 
     # -- reading and writing ----------------------------------------------------------------------------------------
@@ -295,10 +313,13 @@ class FileSystem:
         await self._writers.commit(file)
 
     async def fsync(self, ino: int, fh: int) -> None:
-        """What was written so far is in the bucket when this returns. StoreError."""
+        """What was written so far is in the bucket when this returns, or durable here if the mount says so. StoreError,
+        SpoolError."""
         handle = self.handles.file(fh)
         if handle.writable and handle.file.writer is not None:
             await self._writers.commit(handle.file)
+        if handle.writable and self._write_back is not None and self._fsync_to_bucket:
+            await self._write_back.uploaded(handle.file)
 
     async def release(self, ino: int, fh: int) -> None:
         """The last descriptor is gone. Never raises: what flush could not finish is finished or logged here."""
@@ -326,7 +347,7 @@ class FileSystem:
     @property
     def lost(self) -> list[tuple[str, str]]:
         """Keys for which somebody else was faster, and the keys that have what was written here; the latest."""
-        return list(self._writers.lost)
+        return list(self._lost.entries)
 
     async def abandon(self) -> None:
         """The mount ends: withdraw what programs had not finished, so that no upload stays behind."""

@@ -29,6 +29,8 @@ class OpenFile:
     writers: int = 0
     """How many of the handles may write."""
     deleted: bool = False
+    knows: int = 0
+    """The newest change in write-back's backlog when this file was last changed."""
     ino: int = field(init=False)
     """As the kernel knows it. The name may have got another inode since, from whoever replaced the object meanwhile."""
 

@@ -64,9 +64,10 @@ class Reader:
         """The server has made `copy` of `source`: what is here of one is also the other's."""
         self._fetcher.copied(source, copy)
 
-    def keep_spooled(self, oid: ObjectId, spooled: SpoolFile) -> None:
-        """Serve what was just written out of the spool, until the SSD tier has it; closes the file then."""
-        self._fetcher.keep_spooled(oid, spooled)
+    def keep_spooled(self, oid: ObjectId, spooled: SpoolFile, *, formerly: ObjectId | None = None) -> None:
+        """Serve what was just written out of the spool, until the SSD tier has it; closes the file then. Readers on
+        their way may still know it as `formerly`."""
+        self._fetcher.keep_spooled(oid, spooled, formerly=formerly)
 
     def _ask_ahead(self, file: OpenObject, span: Range, blocks: range) -> None:
         """Send off what is likely to be read next, nearest first. Not the `blocks` of the read itself, in one of which

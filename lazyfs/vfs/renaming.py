@@ -35,6 +35,7 @@ from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.together import each
+from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writers import Writers
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,9 @@ class Renamer:
         reader: Reader,
         policy: Policy,
         journal: Journal,
+        write_back: WriteBack | None,
     ) -> None:
+        self._write_back = write_back
         self._journal = journal
         self._reader = reader
         self._namespace = namespace
@@ -140,18 +143,22 @@ class Renamer:
         if file is not None:
             await self._writers.commit(file)  # what is being written goes up first: an upload cannot change its key
             node = file.node
+        if not node.is_local:
+            _check_copyable(node.name, node.size)
         replaced = self._handles.by_ino(target.ino) if target is not None else None
         async with replaced.turn if replaced is not None else contextlib.nullcontext():
-            _check_copyable(node.name, node.size)
-            etag = await self._copy(ObjectId(self._namespace.key(node), node.etag), key, node)
+            if self._write_back is not None:
+                moved = await self._write_back.rename_file(node, parent, name, key)
+            else:
+                etag = await self._copy(ObjectId(self._namespace.key(node), node.etag), key, node)
+                await self._store.delete(self._namespace.key(node))
+                moved = await self._namespace.move(node, parent, name, etag=etag)
             if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
                 replaced.deleted = True
                 await replaced.discard()
-        await self._store.delete(self._namespace.key(node))
-        moved = await self._namespace.move(node, parent, name, etag=etag)
         if file is not None:
             file.node = moved
-            self._follow(file, key, etag)
+            self._follow(file, key, moved.etag)
 
     async def _copy(self, source: ObjectId, key: str, node: Node) -> str:
         try:
@@ -165,7 +172,7 @@ class Renamer:
     def _follow(self, file: OpenFile, key: str, etag: str) -> None:
         """Who has the file open reads it by its new name from now on."""
         self._writers.dismiss(file)  # it knows the old name
-        if file.object is not None:
+        if file.object is not None and self._write_back is None:  # write-back moves it when the copy lands
             file.object.oid = ObjectId(key, etag)
 
     # -- directories ----------------------------------------------------------------------------------------------
@@ -180,9 +187,12 @@ class Renamer:
         open_files = self._files_below(old)
         for file in open_files:
             await self._writers.commit(file)
-        objects = await self._listed(old)
-        for info in objects:
-            _check_copyable(info.key, info.size)
+        if self._write_back is not None:
+            await self._write_back.rename_directory(node, parent, name, new, lambda: self._copyable(old))
+            for file in open_files:
+                self._follow_into(file)
+            return
+        objects = await self._copyable(old)
         etags: dict[str, str] = {}
         """Of the copies, by path below the directory."""
 
@@ -207,8 +217,11 @@ class Renamer:
         await self._namespace.move(node, parent, name, etag="", below=files)
         await self._journal.end(old)
         for file in open_files:
-            file.node = self._namespace.node(file.node.ino)
-            self._follow(file, self._namespace.key(file.node), file.node.etag)
+            self._follow_into(file)
+
+    def _follow_into(self, file: OpenFile) -> None:
+        file.node = self._namespace.node(file.node.ino)
+        self._follow(file, self._namespace.key(file.node), file.node.etag)
 
     async def _copy_below(self, info: ObjectInfo, key: str, directory: Node) -> str:
         if _is_marker(info):
@@ -223,6 +236,13 @@ class Renamer:
                 if not file.deleted and self._namespace.key(file.node).startswith(prefix):
                     found.append(file)
         return found
+
+    async def _copyable(self, prefix: str) -> list[ObjectInfo]:
+        """See `_listed`. CrossDeviceError if one of them cannot be copied."""
+        objects = await self._listed(prefix)
+        for info in objects:
+            _check_copyable(info.key, info.size)
+        return objects
 
     async def _listed(self, prefix: str) -> list[ObjectInfo]:
         """All objects below `prefix` as the bucket has them, the large ones first: what tells a reader that the

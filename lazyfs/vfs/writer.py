@@ -49,7 +49,7 @@ class Writer:
     """The unfinished new content of `key`.
 
     `content` is what the file held before (empty for a new or truncated one); `condition` is what must still be true of
-    the key at commit. `spool` None: there is none.
+    the key at commit. `spool` None: there is none. Without `streaming` nothing goes up before the commit.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Writer:
         options: PutOptions,
         part_sizes: PartSizes,
         spool: Spool | None,
+        streaming: bool = True,
     ) -> None:
         self.key = key
         self.etag: str | None = None
@@ -85,7 +86,7 @@ class Writer:
         self._unspooled: LazyfsError | None = None
         """Why what was sent is not in the spool."""
         self._upload: Upload | None = None
-        self._streaming = True
+        self._streaming = streaming
         """Whether full parts are sent at once; else all goes up at commit."""
         self._flights: list[Flight[Part]] = []
         self._dirty = True
@@ -121,6 +122,16 @@ class Writer:
     def error(self) -> LazyfsError | None:
         """Why nothing more can be written, if so."""
         return self._error
+
+    @property
+    def condition(self) -> Condition:
+        """What must still be true of the key at commit."""
+        return self._condition
+
+    def expect(self, condition: Condition) -> None:
+        """The key is so now, by our own doing."""
+        if self._condition.is_set:
+            self._condition = condition
 
     async def load(self, data: Buffer) -> None:
         """Append what the object holds already, of which there is more than a part. NoRoomError, SpoolError."""
@@ -216,6 +227,18 @@ class Writer:
                 raise
         self._condition = Condition(etag=self.etag)
         self._dirty = False
+
+    async def hand_over(self) -> SpoolFile | None:
+        """All that was written, for write-back; None if that is nothing. The writer is of no use afterwards.
+        NoRoomError, SpoolError."""
+        self._check()
+        async with self._whole_or_withdrawn():
+            await self._extend(self._length_hint)
+            if self._tail:
+                await self._settle(memoryview(self._tail))
+                self._tail = bytearray()
+        file, self._file = self._file, None
+        return file
 
     async def discard(self) -> None:
         """Forget everything that was not committed: the file was deleted."""

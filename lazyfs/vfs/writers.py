@@ -6,30 +6,25 @@ Knows nothing of handles and of the kernel's calls: `vfs.filesystem` calls it fo
 from __future__ import annotations
 
 import logging
-import os
-import time
-from collections import deque
 from collections.abc import Callable
 
 from lazyfs.core.errors import LazyfsError, NotSupportedError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
 from lazyfs.core.types import Buffer, Condition, ObjectId, Range
+from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.vfs.handles import OpenFile
+from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import OpenObject, Reader
+from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
 
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 4 * 1024**2
 """Copied at a time, of an object that is changed in place or of what is kept of a lost race."""
-LOST = ".lazyfs-lost+found"
-"""The directory of the mount that takes what lost a race."""
-MAX_LOST = 100
-"""Of them that `lazyfs status` tells; the objects stay."""
-_LOST_NAME_BYTES = 180
 
 
 class Writers:
@@ -45,6 +40,8 @@ class Writers:
         part_sizes: PartSizes,
         policy: Policy,
         clock_ns: Callable[[], int],
+        lost: LostAndFound,
+        write_back: WriteBack | None,
     ) -> None:
         self._namespace = namespace
         self._reader = reader
@@ -53,9 +50,8 @@ class Writers:
         self._part_sizes = part_sizes
         self._policy = policy
         self._clock_ns = clock_ns
-        self._lost_count = 0
-        self.lost: deque[tuple[str, str]] = deque(maxlen=MAX_LOST)
-        """Keys for which somebody else was faster, and where what was written is; the latest."""
+        self._lost = lost
+        self._write_back = write_back
         self.spoiled: set[int] = set()
         """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed, and of a
         mapping whose changes were refused."""
@@ -63,8 +59,14 @@ class Writers:
     def object(self, file: OpenFile) -> OpenObject:
         """The version to read, remembered from the first open on so that all handles see the same."""
         if file.object is None:
-            file.object = self._version(ObjectId(self._namespace.key(file.node), file.node.etag), file.node.size)
+            waiting = None if self._write_back is None else self._write_back.content(file.node)
+            oid = waiting or ObjectId(self._namespace.key(file.node), file.node.etag)
+            file.object = self._version(oid, file.node.size)
         return file.object
+
+    def is_readable(self, node: Node) -> bool:
+        """Whether `node`, which nobody is writing, is whole: here or in the bucket."""
+        return not node.is_local or (self._write_back is not None and self._write_back.content(node) is not None)
 
     def new(self, key: str, content: bytes, condition: Condition) -> Writer:
         """A writer of `key`. The condition holds where the endpoint was seen to honour it; elsewhere the last writer
@@ -95,6 +97,8 @@ class Writers:
         """A version has the time of its first change: a later one would cost the kernel's pages at each look."""
         if was_clean and file.writer is not None and not file.writer.is_clean:
             file.node = file.node._replace(mtime_ns=self._clock_ns())
+        if self._write_back is not None:
+            file.knows = self._write_back.backlog.pending.newest
 
     async def begin_rewrite(self, file: OpenFile, *, keep: int | None = None) -> Writer:
         """A writer that starts from what the object holds, of which `keep` bytes are wanted at the most; the caller
@@ -122,11 +126,14 @@ class Writers:
             if writer is None or file.deleted or not (writer.is_dirty or writer.error):
                 return
             try:
+                if self._write_back is not None:
+                    await self._write_back.commit(file)
+                    return
                 await writer.commit(lambda: self._rescue(writer))
             except LazyfsError as error:
                 log.error("upload of %r failed: %s", writer.key, error)
                 self.spoiled.add(file.ino)
-                if file.node.is_local and self._namespace.has(file.node.ino):
+                if self._namespace.has(file.node.ino) and not self.is_readable(file.node):
                     await self._namespace.remove(file.node)
                 # Who won the race, or whether our object is there after all, only the bucket knows.
                 self._namespace.expire(file.node.parent, file.node.name)
@@ -145,10 +152,7 @@ class Writers:
         """Somebody else has changed the object meanwhile, and theirs stays: keep ours under another name."""
         if not writer.size:
             return
-        name = writer.key.rpartition("/")[2].encode()[:_LOST_NAME_BYTES].decode(errors="ignore")
-        self._lost_count += 1
-        key = f"{self._namespace.root}{LOST}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(self._clock_ns() / 1e9))}"
-        key += f"-{os.getpid()}-{self._lost_count}-{name}"
+        key = self._lost.place(writer.key)
         copy = self.new(key, b"", Condition(absent=True))
         try:
             for start in range(0, writer.size, _COPY_BYTES):
@@ -160,7 +164,7 @@ class Writers:
             return
         finally:
             copy.close()
-        self.lost.append((writer.key, key))
+        self._lost.entries.append((writer.key, key))
         log.error("somebody else has changed %r; what was written here is kept as %r", writer.key, key)
 
     def dismiss(self, file: OpenFile) -> None:
@@ -184,6 +188,8 @@ class Writers:
         return writer
 
     def _rewriter(self, file: OpenFile, content: bytes) -> Writer:
+        if file.node.is_local:  # write-back knows what the key will hold by then
+            return self.new(self._namespace.key(file.node), content, Condition(etag=LOCAL_ETAG))
         oid = self.object(file).oid
         return self.new(oid.key, content, Condition(etag=oid.etag))
 

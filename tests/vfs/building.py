@@ -19,22 +19,29 @@ from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.spool import Spool
 from lazyfs.cache.tiered import TieredCache
+from lazyfs.core.backoff import Backoff
 from lazyfs.core.concurrency import Concurrency
 from lazyfs.core.errors import ExistsError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import ROOT_INO, Attributes, Buffer, Condition, ListPage, Range
+from lazyfs.index.changes import ChangeJournal
 from lazyfs.index.database import Index, open_index
 from lazyfs.store.base import DEFAULT_PUT, Store
 from lazyfs.store.memory import MemoryStore
+from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem, Policy
+from lazyfs.vfs.handles import Handles
+from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
+from lazyfs.vfs.uploader import Uploader
 from lazyfs.vfs.uploads import Uploads
+from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
 
 T = TypeVar("T")
@@ -114,11 +121,14 @@ class Mount:
     stats: Stats
     nursery: trio.Nursery
     permanent: frozenset[Any] = field(default_factory=frozenset)
+    backlog: Backlog | None = None
 
     async def settle(self) -> None:
-        """Return once nothing goes on in the background: flights, checks, aborts, writes to disk."""
+        """Return once nothing goes on in the background: uploads, flights, checks, aborts, writes to disk."""
         with trio.fail_after(SETTLE_S):
             disk = self.cache.disk
+            if self.backlog is not None:
+                await self.backlog.drained()
             while self.nursery.child_tasks - self.permanent or (disk is not None and disk.pending_bytes):
                 await trio.lowlevel.checkpoint()
 
@@ -206,10 +216,13 @@ async def mounted(
     still_open: Callable[[int, int, str], bool] = lambda *_: False,
     disk: Path | None = None,
     spool: Path | None = None,
+    write_back: Path | None = None,
+    fsync_to_bucket: bool = False,
     warn: Callable[[str], None] | None = None,
     **policy: Any,
 ) -> AsyncIterator[Mount]:
-    """A mount of `store`; keywords that are not named here go to the Policy. `disk` and `spool` are directories."""
+    """A mount of `store`; keywords that are not named here go to the Policy. `disk`, `spool` and `write_back` are
+    directories; the last one needs the second."""
     knobs, clock, stats = knobs or Knobs(), clock or Clock(), Stats()
     async with contextlib.AsyncExitStack() as stack:
         index = open_index(index_path, IDENTITY, warn or _no_warning)
@@ -237,6 +250,14 @@ async def mounted(
             nursery=nursery,
             stats=stats,
         )
+        backlog = None
+        if write_back is not None:
+            assert room is not None
+            write_back.mkdir(exist_ok=True)
+            changes = stack.enter_context(contextlib.closing(ChangeJournal(write_back / "journal.db")))
+            backlog = Backlog(
+                journal=changes, spool=room, directory=write_back, index=index, root=root, first_part=knobs.part
+            )
         fetcher = Fetcher(
             store=store,
             cache=cache,
@@ -246,6 +267,7 @@ async def mounted(
             extent_size=knobs.extent,
             on_stale=namespace.expire_key,
             stats=stats,
+            **({} if backlog is None else {"waiting": backlog.read}),
         )
 
         def new_writer(key: str, content: Buffer, condition: Condition) -> Writer:
@@ -259,12 +281,34 @@ async def mounted(
                 options=DEFAULT_PUT,
                 part_sizes=PartSizes(knobs.part),
                 spool=room,
+                streaming=backlog is None,
             )
 
+        reader = Reader(fetcher=fetcher, whole_object_bytes=knobs.whole_object, stats=stats)
+        handles, lost, later = Handles(), LostAndFound(root, clock), None
+        if backlog is not None:
+            later = WriteBack(
+                backlog=backlog, namespace=namespace, index=index, handles=handles, reader=reader, lost=lost
+            )
+            await later.recover()
+            uploader = Uploader(
+                backlog=backlog,
+                store=store,
+                uploads=uploads,
+                memory=memory,
+                part_sizes=PartSizes(knobs.part),
+                options=DEFAULT_PUT,
+                conditional=policy.get("conditional_put", True),
+                backoff=Backoff(base_s=0.001, cap_s=0.01),
+                landed=later.landed,
+                keep=later.keep,
+                lost=later.lost,
+            )
+            nursery.start_soon(uploader.run)
         fs = FileSystem(
             namespace=namespace,
             store=store,
-            reader=Reader(fetcher=fetcher, whole_object_bytes=knobs.whole_object, stats=stats),
+            reader=reader,
             new_writer=new_writer,
             readahead=knobs.readahead,
             part_sizes=PartSizes(knobs.part),
@@ -272,9 +316,13 @@ async def mounted(
             journal=journal,
             clock_ns=clock,
             still_open=still_open,
+            handles=handles,
+            lost=lost,
+            write_back=later,
+            fsync_to_bucket=fsync_to_bucket,
         )
         permanent = frozenset(nursery.child_tasks)
-        mount = Mount(fs, namespace, index, store, cache, room, fetcher, slots, stats, nursery, permanent)
+        mount = Mount(fs, namespace, index, store, cache, room, fetcher, slots, stats, nursery, permanent, backlog)
         yield mount
         await mount.settle()
         nursery.cancel_scope.cancel()

@@ -35,7 +35,7 @@ from lazyfs.core.errors import (
 )
 from lazyfs.core.types import ROOT_INO, Capabilities, Changes, Kind, Range
 from lazyfs.vfs import directories
-from lazyfs.vfs.writers import LOST
+from lazyfs.vfs.lost import LOST
 from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
 
 PART = Knobs().part

@@ -41,7 +41,7 @@ from lazyfs.core.errors import (
 )
 from lazyfs.core.types import ROOT_INO, Kind, Range
 from lazyfs.vfs.filesystem import Changes
-from lazyfs.vfs.writers import LOST
+from lazyfs.vfs.lost import LOST
 from tests.vfs.building import Clock, Knobs, Mount, Portal, SmallPages, mounted
 from tests.vfs.oracle import LOCAL, NOTHING, Oracle, Told
 

@@ -1,0 +1,288 @@
+"""Write-back's backlog: what programs were told is done and the bucket does not have yet.
+
+Promises that what a method here returned from survives kill -9 and a power cut: the bytes are in synced files of the
+spool, the changes in a synced journal. What follows from what is decided in `core.pending`, `vfs.uploader` talks to the
+bucket; this remembers, and lets both wait for each other.
+
+Whatever changes the index because of a change does so as its `apply`: between its being recorded and its being true, or
+between its being done and its being over, under the one lock. So the index never says less than the backlog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import trio
+
+from lazyfs.cache.spool import Spool, SpoolFile
+from lazyfs.core.changes import Change
+from lazyfs.core.errors import LazyfsError, NoRoomError
+from lazyfs.core.pending import Pending, Plan
+from lazyfs.core.types import Buffer, ObjectId, ObjectInfo, Range
+from lazyfs.index.changes import ChangeJournal
+from lazyfs.index.database import Index
+
+log = logging.getLogger(__name__)
+
+Apply: TypeAlias = Callable[[], Awaitable[None]]
+"""Makes true for the mount what was just recorded."""
+MAX_CHANGES = 100_000
+"""In the backlog at a time: some 100 MB of memory. Then a program waits until one is done."""
+
+
+class Backlog:
+    """The changes of the bucket below key prefix `root`, in `journal`; their bytes are files in `directory`.
+
+    `first_part`: see core.pending.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: ChangeJournal,
+        spool: Spool,
+        directory: Path,
+        index: Index,
+        root: str,
+        first_part: int,
+    ) -> None:
+        self.pending = Pending(newest=journal.newest(), first_part=first_part)
+        self._journal = journal
+        self._spool = spool
+        self._directory = directory
+        self._index = index
+        self._root = root
+        self._turn = trio.Lock()
+        """Held from deciding what to record until it is recorded and true here."""
+        self._moved = trio.Event()
+        """Set, and made anew, whenever something is added, done or has failed."""
+        self._tokens: Counter[str] = Counter()
+        self._bytes = 0
+        self._watches: list[tuple[str, dict[str, ObjectInfo | None]]] = []
+        self._since_s: dict[int, float] = {}
+        self.failures: dict[int, LazyfsError] = {}
+        """Why changes could not be carried out when that was last tried, by number."""
+        spool.room_will_come = lambda: len(self.pending) > 0 and not self.failures
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.pending)
+
+    @property
+    def bytes(self) -> int:
+        """Of the contents that wait here."""
+        return self._bytes
+
+    @property
+    def oldest_s(self) -> float:
+        """For how many seconds the oldest change has been waiting; of a former mount's, since this one began."""
+        now_s = trio.current_time()
+        return max((now_s - since_s for since_s in self._since_s.values()), default=0.0)
+
+    async def read(self, content: ObjectId, span: Range) -> Buffer | None:
+        """These bytes of what waits here, None if it does not. SpoolError."""
+        token = content.etag[1:-1]
+        if content.key or token not in self._tokens:
+            return None
+        return await self._spool.read_kept(self._path(token), *span)
+
+    async def body(self, change: Change, span: Range) -> Buffer:
+        """Bytes of the content of a PUT. SpoolError."""
+        return await self._spool.read_kept(self._path(change.token), *span) if span.size else b""
+
+    # -- what programs do ---------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def planned(self, apply: Callable[[Plan], Awaitable[None]]) -> AsyncIterator[Plan]:
+        """What the body plans, by `pending`, is recorded durably; then `apply` makes it true for the mount, and then it
+        may be carried out. NoRoomError, SpoolError: none of it."""
+        while len(self.pending) >= MAX_CHANGES:
+            if self.failures:
+                raise NoRoomError(f"{MAX_CHANGES:,} changes wait for the bucket: {next(iter(self.failures.values()))}")
+            await self._moved.wait()
+        async with self._turn:
+            plan = self.pending.plan()
+            yield plan
+            await self._journal.record(plan.added, [change.number for change in plan.dropped])
+            for change in plan.added:  # what the bucket says of these keys does not count any more
+                self._hold(change)
+            try:
+                await apply(plan)
+            finally:
+                for change in self.pending.make_true(plan):
+                    await self._forget(change)
+                self._tell()
+
+    async def put(self, file: SpoolFile | None, change: Change, apply: Callable[[Plan], Awaitable[None]]) -> None:
+        """The key of `change` shall hold what `file` has (None: nothing); that is closed. Errors as of `planned`."""
+        token = ""
+        if file is not None:
+            token = secrets.token_hex(8)
+            try:
+                await file.keep_as(self._path(token))
+            finally:
+                file.close()
+        try:
+            async with self.planned(apply) as plan:
+                self.pending.put(plan, replace(change, token=token))
+        except BaseException:
+            if file is not None and token not in self._tokens:
+                with trio.CancelScope(shield=True):
+                    await self._spool.drop(self._path(token), file.size)
+            raise
+
+    @contextlib.contextmanager
+    def landing(self, prefix: str) -> Iterator[dict[str, ObjectInfo | None]]:
+        """What we make of keys below `prefix` in the bucket during the ``with``; None of those that go."""
+        found: dict[str, ObjectInfo | None] = {}
+        watch = (prefix, found)
+        self._watches.append(watch)
+        try:
+            yield found
+        finally:
+            self._watches.remove(watch)
+
+    async def carried_out(self, fits: Callable[[Change], bool]) -> None:
+        """Return when no change that fits is pending any more. LazyfsError if one that fits, or that it may wait for,
+        fails meanwhile; it is tried again all the same."""
+        while True:
+            newest = max((change.number for change in self.pending if fits(change)), default=0)
+            if not newest:
+                return
+            for number, error in self.failures.items():
+                if number <= newest:
+                    raise type(error)(*error.args)
+            await self._moved.wait()
+
+    async def drained(self) -> None:
+        """Return when nothing is pending."""
+        while len(self.pending):
+            await self._moved.wait()
+
+    # -- carrying out -------------------------------------------------------------------------------------------------
+
+    async def next(self) -> Change:
+        """The next change that may begin; it is taken. Waits for one."""
+        while True:
+            change = self.pending.take()
+            if change is not None:
+                return change
+            await self._moved.wait()
+
+    async def until_withdrawn(self, change: Change, *, timeout_s: float) -> None:
+        """Return when a taken change is not wanted any more, or after `timeout_s`."""
+        with trio.move_on_after(timeout_s):
+            while self.pending.is_wanted(change):
+                await self._moved.wait()
+
+    def failed(self, change: Change, error: LazyfsError) -> None:
+        """It could not be carried out, and will be tried again."""
+        self.failures[change.number] = error
+        self._tell()
+
+    async def done(self, change: Change, etag: str, apply: Apply) -> SpoolFile | None:
+        """The bucket has it, of a PUT or COPY as version `etag`; if it is the latest of its key, `apply` makes that
+        true for the mount. Its content, if nobody else needs it: the caller closes that."""
+        async with self._turn:
+            followers = self.pending.followers(change, etag)
+            try:
+                await self._journal.record(followers, [change.number])
+            except LazyfsError as error:  # it is done again after a crash, which changes nothing
+                log.warning("%r is in the bucket, and the journal does not know: %s", change.key, error)
+            for later in followers:
+                self.pending.change(later)
+            latest = self.pending.latest(change.key)
+            if latest is not None and latest.number == change.number:
+                for prefix, found in self._watches:
+                    if change.key.startswith(prefix):
+                        info = ObjectInfo(change.key, etag, change.size, change.mtime_ns)
+                        found[change.key] = info if change.makes else None
+                await apply()
+            return await self._adopted(change) if self._settle(change) else None
+
+    async def give_up(self, change: Change) -> None:
+        """Nothing will come of a taken change: it was withdrawn, or what it was a copy of is gone."""
+        async with self._turn:
+            await self._journal.record((), [change.number])
+            await self._forget(change)
+
+    # -- after a crash ------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> list[Change]:
+        """Take up what a former mount has left, and sweep files that belong to nothing. What is recovered; StartupError
+        if the journal cannot be read."""
+        changes = self._journal.load()
+        present = await trio.to_thread.run_sync(self._files)
+        for change in changes:
+            if change.token and present.get(change.token, -1) < change.size:
+                log.error("what was written to %r is lost: %s is gone", change.key, self._path(change.token))
+                await self._journal.record((), [change.number])
+                continue
+            if change.token and change.token not in self._tokens:
+                self._spool.hold(change.size)
+            self._hold(change)
+            self.pending.admit(change, tried=True)
+        for token in present:
+            if token not in self._tokens:
+                self._path(token).unlink(missing_ok=True)
+        return self.pending.wanted()
+
+    def _files(self) -> dict[str, int]:
+        """The contents that are there, and their sizes in bytes."""
+        return {path.stem: path.stat().st_size for path in self._directory.glob("*.data")}
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _hold(self, change: Change) -> None:
+        self._index.hold(change.key[len(self._root) :])
+        self._since_s[change.number] = trio.current_time()
+        if change.token:
+            self._bytes += change.size if change.token not in self._tokens else 0
+            self._tokens[change.token] += 1
+
+    async def _forget(self, change: Change) -> None:
+        """`change` is over; its content goes if no other has it."""
+        if self._settle(change):
+            await self._spool.drop(self._path(change.token), change.size)
+
+    async def _adopted(self, change: Change) -> SpoolFile | None:
+        """Its content, which nobody else has, as a file of the spool."""
+        try:
+            return await self._spool.adopt(self._path(change.token), change.size)
+        except LazyfsError as error:
+            log.warning("%r is in the bucket and not kept here: %s", change.key, error)
+            await self._spool.drop(self._path(change.token), change.size)
+            return None
+
+    def _settle(self, change: Change) -> bool:
+        """`change` is over, and what waited for it may begin. Whether it had a content that nobody needs any more."""
+        self.pending.settle(change)
+        self._index.let_go(change.key[len(self._root) :])
+        self.failures.pop(change.number, None)
+        del self._since_s[change.number]
+        self._tell()
+        if not change.token:
+            return False
+        self._tokens[change.token] -= 1
+        if self._tokens[change.token]:
+            return False
+        del self._tokens[change.token]
+        self._bytes -= change.size
+        return True
+
+    def _tell(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
+        self._spool.look_again()
+
+    def _path(self, token: str) -> Path:
+        return self._directory / f"{token}.data"

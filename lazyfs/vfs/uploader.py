@@ -1,0 +1,192 @@
+"""Carries out the backlog: the part of write-back that talks to the bucket.
+
+Promises that each change reaches the bucket once, however often it must be tried: it is tried until it succeeds, is
+withdrawn, or somebody else has the key. What may have been done before the answer was lost, or the daemon killed, is
+recognised by a mark in the object's metadata, which no other write ever has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import trio
+
+from lazyfs.cache.memory import MemoryTier
+from lazyfs.cache.spool import SpoolFile
+from lazyfs.core.backoff import Backoff
+from lazyfs.core.changes import Change, Op
+from lazyfs.core.errors import LazyfsError, NotFoundError, PreconditionFailedError
+from lazyfs.core.parts import PartSizes
+from lazyfs.core.types import ANY, Condition, Part, Range, Upload
+from lazyfs.store.base import PutOptions, Store
+from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.together import each
+from lazyfs.vfs.uploads import Uploads
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 16
+"""Changes that are tried at a time."""
+PARTS_AT_ONCE = 16
+"""Parts of all files on their way at a time."""
+MAX_FAILING = 256
+"""Changes that wait for their next attempt. While there are more, nothing new is begun."""
+_ABORT_S = 30.0
+MARK = "lazyfs-write"
+"""The key of the user metadata that has the token of the content."""
+
+
+class Uploader:
+    """Brings the changes of `backlog` to the bucket. `landed(change, etag)` makes it true for the mount that one is
+    there, `keep(change, etag, content)` takes its content, and `lost(change)` takes one whose key somebody else has.
+    `backoff` says how long to wait between attempts; its deadline does not count.
+    """
+
+    def __init__(
+        self,
+        *,
+        backlog: Backlog,
+        store: Store,
+        uploads: Uploads,
+        memory: MemoryTier,
+        part_sizes: PartSizes,
+        options: PutOptions,
+        conditional: bool,
+        backoff: Backoff,
+        landed: Callable[[Change, str], Awaitable[None]],
+        keep: Callable[[Change, str, SpoolFile | None], None],
+        lost: Callable[[Change], Awaitable[None]],
+    ) -> None:
+        self._backlog = backlog
+        self._store = store
+        self._uploads = uploads
+        self._memory = memory
+        self._part_sizes = part_sizes
+        self._options = options
+        self._conditional = conditional
+        self._landed = landed
+        self._keep = keep
+        self._lost = lost
+        self._places = trio.Semaphore(AT_ONCE)
+        self._parts = trio.Semaphore(PARTS_AT_ONCE)
+        self._unfinished = trio.Semaphore(AT_ONCE + MAX_FAILING)
+        self._backoff = backoff
+
+    async def run(self) -> None:
+        """Until cancelled. What is under way then is begun anew by the next mount."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._unfinished.acquire()
+                await self._places.acquire()
+                nursery.start_soon(self._carry_out, await self._backlog.next())
+
+    async def _carry_out(self, change: Change) -> None:
+        """Try until it is done; who calls has taken a place for the first attempt."""
+        for attempt in itertools.count(1):
+            try:
+                await self._attempt(change)
+                break
+            except LazyfsError as error:
+                if not self._backlog.pending.is_wanted(change):
+                    await self._backlog.give_up(change)
+                    break
+                level = logging.INFO if self._backlog.failures else logging.WARNING  # of an outage, the first one
+                log.log(level, "%s of %r failed, and will be tried again: %s", change.op, change.key, error)
+                self._backlog.failed(change, error)
+            finally:
+                self._places.release()
+            delay_s = self._backoff.delay_s(attempt, 0.0, random.random)
+            await self._backlog.until_withdrawn(change, timeout_s=delay_s or self._backoff.cap_s)
+            await self._places.acquire()
+        self._unfinished.release()
+
+    async def _attempt(self, change: Change) -> None:
+        """Do what `change` says, once; nothing if it is not wanted any more. LazyfsError: it shall be tried again."""
+        if not self._backlog.pending.is_wanted(change):
+            await self._backlog.give_up(change)
+        elif change.op is Op.DELETE:
+            await self._store.delete(change.key)
+            await self._finish(change, "")
+        elif change.op is Op.COPY:
+            assert change.source is not None
+            try:
+                etag = await self._store.copy(change.source, change.key)
+            except (NotFoundError, PreconditionFailedError):
+                await self._lost(change)
+            else:
+                await self._finish(change, etag)
+        else:
+            await self._put(change)
+
+    async def _put(self, change: Change) -> None:
+        try:
+            etag = await self._send(change)
+        except (PreconditionFailedError, NotFoundError):
+            etag = await self._found(change)
+        if etag is not None:
+            await self._finish(change, etag)
+        elif self._backlog.pending.is_wanted(change):
+            await self._lost(change)
+        else:
+            await self._backlog.give_up(change)
+
+    async def _finish(self, change: Change, etag: str) -> None:
+        content = await self._backlog.done(change, etag, lambda: self._landed(change, etag))
+        self._keep(change, etag, content)
+
+    async def _found(self, change: Change) -> str | None:
+        """The ETag of the object if it is what we meant to write, else None."""
+        try:
+            info = await self._store.head(change.key)
+        except NotFoundError:
+            return None
+        is_ours = bool(change.token) and info.metadata.get(MARK) == change.token
+        return info.etag if is_ours and info.size == change.size else None
+
+    async def _send(self, change: Change) -> str | None:
+        """Upload the content; the ETag, None if it was withdrawn meanwhile."""
+        condition = self._backlog.pending.expectation(change) if self._conditional else ANY
+        marks = {MARK: change.token} if change.token else {}
+        options = replace(self._options, metadata={**self._options.metadata, **change.metadata, **marks})
+        if change.size > self._part_sizes.size(1):
+            return await self._send_parts(change, options, condition)
+        async with self._parts, self._memory.held(change.size):
+            body = memoryview(await self._backlog.body(change, Range(0, change.size)))
+            return await self._store.put(change.key, body, options=options, condition=condition)
+
+    async def _send_parts(self, change: Change, options: PutOptions, condition: Condition) -> str | None:
+        upload = await self._uploads.create_upload(change.key, options=options)
+        try:
+            parts = await self._sent(change, upload)
+            if self._backlog.pending.is_wanted(change):
+                return await self._uploads.complete_upload(upload, parts, condition=condition)
+        except BaseException:
+            with trio.move_on_after(_ABORT_S) as scope:
+                scope.shield = True
+                await self._abort(upload)
+            raise
+        await self._abort(upload)
+        return None
+
+    async def _sent(self, change: Change, upload: Upload) -> list[Part]:
+        found: dict[int, Part] = {}
+
+        async def send(numbered: tuple[int, Range]) -> None:
+            number, span = numbered
+            async with self._parts, self._memory.held(span.size):
+                if self._backlog.pending.is_wanted(change):
+                    body = memoryview(await self._backlog.body(change, span))
+                    found[number] = await self._uploads.upload_part(upload, number, body)
+
+        await each(list(enumerate(self._part_sizes.cut(change.size), 1)), send, at_once=PARTS_AT_ONCE)
+        return [found[number] for number in sorted(found)]
+
+    async def _abort(self, upload: Upload) -> None:
+        try:
+            await self._uploads.abort_upload(upload)
+        except LazyfsError as error:
+            log.warning("upload of %r was not aborted: %s", upload.key, error)

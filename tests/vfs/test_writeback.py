@@ -1,0 +1,362 @@
+"""Write-back: close() returns when the bytes are durable here; the bucket gets them later, in an order that holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from lazyfs.core.errors import NoEntryError, UnreachableError
+from lazyfs.core.types import ROOT_INO, Range
+from lazyfs.vfs.lost import LOST
+from tests.vfs.building import Mount, mounted
+from tests.vfs.stores import ScriptedStore
+
+LARGE = bytes(range(100))
+"""More than a part of 16 bytes."""
+
+
+@contextlib.asynccontextmanager
+async def back(store: ScriptedStore, tmp_path: Path, **options: Any) -> AsyncIterator[Mount]:
+    async with mounted(
+        store, tmp_path / "index.db", spool=tmp_path / "spool", write_back=tmp_path / "back", **options
+    ) as m:
+        yield m
+
+
+async def rename(m: Mount, old: str, new: str) -> None:
+    parent, name = await m.parent_of(old)
+    new_parent, new_name = await m.parent_of(new)
+    await m.fs.rename(parent, name, new_parent, new_name, replace=True)
+
+
+async def unlink(m: Mount, path: str) -> None:
+    await m.fs.unlink(*await m.parent_of(path))
+
+
+async def has(m: Mount, path: str) -> bool:
+    try:
+        await m.lookup(path)
+    except NoEntryError:
+        return False
+    return True
+
+
+def bodies(store: ScriptedStore) -> dict[str, bytes]:
+    return {key: bytes(found.body) for key, found in store._objects.items()}
+
+
+@pytest.mark.parametrize("content", [b"", b"small", LARGE])
+async def test_what_was_closed_is_read_here_before_the_bucket_has_it_and_after(tmp_path: Path, content: bytes) -> None:
+    store = ScriptedStore()
+    release = store.hold("put"), store.hold("create")
+    async with back(store, tmp_path) as m:
+        ino = await m.write("f", content)
+        assert bodies(store) == {}
+        assert await m.read("f") == content
+        assert (await m.lookup("f")).size == len(content)
+        assert await m.names() == ["f"]
+        for event in release:
+            event.set()
+        await m.settle()
+        assert bodies(store) == {"f": content}
+        assert (await m.lookup("f")).ino == ino
+        assert await m.read("f") == content
+        assert store.fetched == 0
+    assert store.uploads == 0
+    assert [path.name for path in (tmp_path / "back").glob("*.data")] == []
+
+
+@pytest.mark.expect_warnings
+async def test_a_daemon_that_dies_leaves_it_to_the_next(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.hold("put"), store.hold("part")
+    with trio.CancelScope() as scope:
+        async with back(store, tmp_path) as m:
+            await m.fs.make_directory(ROOT_INO, "d")
+            await m.write("d/small", b"small")
+            await m.write("d/large", LARGE)
+            scope.cancel()
+            await trio.sleep_forever()
+    again = ScriptedStore()
+    again._objects = store._objects
+    again.hold("put")
+    with trio.CancelScope() as scope:
+        async with back(again, tmp_path) as m:
+            assert sorted(await m.names("d")) == ["large", "small"]
+            assert await m.read("d/large") == LARGE
+            assert await m.read("d/small") == b"small"
+            scope.cancel()
+            await trio.sleep_forever()
+    last = ScriptedStore()
+    last._objects = again._objects
+    async with back(last, tmp_path) as m:
+        await m.settle()
+    assert bodies(last) == {"d/": b"", "d/small": b"small", "d/large": LARGE}
+
+
+async def test_the_index_of_a_checkpoint_is_never_in_the_bucket_before_its_shards(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("complete")
+    async with back(store, tmp_path) as m:
+        await m.write("shard", LARGE)
+        await m.write("index", b"{}")
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert "index" not in bodies(store)
+        held.set()
+        await m.settle()
+        assert set(bodies(store)) == {"shard", "index"}
+
+
+async def test_an_old_checkpoint_goes_after_the_new_one_came_and_never_shows_here(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    async with back(store, tmp_path) as m:
+        await m.fs.make_directory(ROOT_INO, "old")
+        await m.write("old/shard", b"old")
+        await m.settle()
+        held = store.hold("complete")
+        await m.write("new", LARGE)
+        await unlink(m, "old/shard")
+        await m.fs.remove_directory(ROOT_INO, "old")
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert set(bodies(store)) == {"old/", "old/shard"}
+        await m.namespace.refresh()
+        assert await m.names() == ["new"]
+        assert not await has(m, "old")
+        held.set()
+        await m.settle()
+        assert set(bodies(store)) == {"new"}
+        await m.namespace.refresh()
+        assert await m.names() == ["new"]
+
+
+async def test_a_checkpoint_is_renamed_before_it_is_uploaded_for_nothing(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = [store.hold(verb) for verb in ("put", "create")]
+    async with back(store, tmp_path) as m:
+        await m.fs.make_directory(ROOT_INO, "tmp")
+        await m.write("tmp/shard", LARGE)
+        await m.write("tmp/index", b"{}")
+        await rename(m, "tmp", "final")
+        assert sorted(await m.names("final")) == ["index", "shard"]
+        assert not await has(m, "tmp")
+        assert await m.read("final/shard") == LARGE
+        for event in held:
+            event.set()
+        await m.settle()
+        assert set(bodies(store)) - {"final/"} == {"final/shard", "final/index"}
+        assert store.calls["copy"] == 0
+        await m.namespace.refresh()
+        assert await m.names() == ["final"]
+        assert await m.read("final/index") == b"{}"
+
+
+async def test_a_checkpoint_is_renamed_while_half_of_it_is_uploaded(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    async with back(store, tmp_path) as m:
+        await m.fs.make_directory(ROOT_INO, "tmp")
+        await m.write("tmp/first", LARGE)
+        await m.settle()
+        held = store.hold("part")
+        await m.write("tmp/second", LARGE[::-1])
+        await m.write("tmp/index", b"{}")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await rename(m, "tmp", "final")
+        assert sorted(await m.names("final")) == ["first", "index", "second"]
+        assert await m.read("final/first") == LARGE
+        assert await m.read("final/second") == LARGE[::-1]
+        held.set()
+        await m.settle()
+        found = bodies(store)
+        assert {key: found[key] for key in found if key[-1] != "/"} == {
+            "final/first": LARGE,
+            "final/second": LARGE[::-1],
+            "final/index": b"{}",
+        }
+        assert store.uploads == 0
+        await m.namespace.refresh()
+        assert sorted(await m.names("final")) == ["first", "index", "second"]
+        assert await m.names() == ["final"]
+
+
+async def test_only_the_last_of_many_versions_goes_up(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("put")
+    async with back(store, tmp_path) as m:
+        await m.write("log", b"0")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        for number in range(1, 10):
+            await m.write("log", b"%d" % number)
+        assert await m.read("log") == b"9"
+        held.set()
+        await m.settle()
+        assert bodies(store) == {"log": b"9"}
+        assert store.calls["put"] == 2
+
+
+async def test_a_file_that_is_gone_again_never_reaches_the_bucket(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.fail("put", 1, UnreachableError("away"))
+    held = store.hold("complete")
+    async with back(store, tmp_path) as m:
+        await m.write("shard", LARGE)
+        await m.write("tmp", b"x")  # waits for the shard
+        await unlink(m, "tmp")
+        assert not await has(m, "tmp")
+        held.set()
+        await m.settle()
+        assert (store.calls["put"], store.calls["delete"]) == (0, 0)
+
+
+async def test_rename_over_a_file_that_is_being_uploaded(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("put")
+    async with back(store, tmp_path) as m:
+        await m.write("latest", b"old")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await m.write("latest.tmp", b"new")
+        await rename(m, "latest.tmp", "latest")
+        assert await m.read("latest") == b"new"
+        assert await m.names() == ["latest"]
+        held.set()
+        await m.settle()
+        assert bodies(store) == {"latest": b"new"}
+        assert await m.read("latest") == b"new"
+
+
+async def test_names_that_go_round_end_where_they_should(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    async with back(store, tmp_path) as m:
+        await m.write("a", b"A")
+        await m.write("b", LARGE)
+        await m.settle()
+        held = store.hold("copy")
+        await rename(m, "a", "t")
+        await rename(m, "b", "a")
+        assert await m.read("a") == LARGE
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rename, m, "t", "b")  # waits for the copy
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            held.set()
+        assert await m.read("b") == b"A"
+        await m.settle()
+        assert bodies(store) == {"a": LARGE, "b": b"A"}
+
+
+async def test_a_new_file_takes_the_name_of_one_that_is_being_renamed(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    async with back(store, tmp_path) as m:
+        await m.write("a", b"old")
+        await m.settle()
+        held = store.hold("copy")
+        await rename(m, "a", "b")
+        await m.write("a", b"new")
+        assert (await m.read("a"), await m.read("b")) == (b"new", b"old")
+        held.set()
+        await m.settle()
+        assert bodies(store) == {"a": b"new", "b": b"old"}
+
+
+@pytest.mark.expect_warnings
+async def test_what_cannot_be_uploaded_is_tried_until_it_can(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    for number in range(1, 6):
+        store.fail("put", number, UnreachableError("away"))
+    async with back(store, tmp_path) as m:
+        await m.write("f", b"x")
+        await m.settle()
+        assert bodies(store) == {"f": b"x"}
+        assert m.backlog is not None
+        assert not m.backlog.failures
+
+
+@pytest.mark.expect_warnings
+async def test_an_answer_that_was_lost_is_not_a_race(tmp_path: Path) -> None:
+    class Lossy(ScriptedStore):
+        async def put(self, key: str, body: Any, **options: Any) -> str:
+            etag = await super().put(key, body, **options)
+            if self.calls["put"] == 1:
+                raise UnreachableError("the answer was lost")
+            return etag
+
+    store = Lossy()
+    async with back(store, tmp_path) as m:
+        await m.write("f", b"x")
+        await m.settle()
+        assert bodies(store) == {"f": b"x"}
+        assert m.fs.lost == []
+
+
+@pytest.mark.expect_warnings
+@pytest.mark.parametrize("content", [b"ours", LARGE])
+async def test_who_loses_the_race_finds_the_file_in_lost_and_found(tmp_path: Path, content: bytes) -> None:
+    store = ScriptedStore()
+    held = [store.hold("put"), store.hold("complete")]
+    async with back(store, tmp_path) as m:
+        await m.write("f", content)
+        other = ScriptedStore()
+        other._objects = store._objects
+        await other.put("f", b"theirs")
+        for event in held:
+            event.set()
+        await m.settle()
+        assert await m.read("f") == b"theirs"
+        ((key, place),) = m.fs.lost
+        assert key == "f"
+        assert bodies(store) == {"f": b"theirs", place: content}
+        assert await m.read(place) == content
+        assert place.startswith(LOST + "/")
+
+
+async def test_a_file_is_changed_while_it_waits(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("create")
+    async with back(store, tmp_path) as m:
+        await m.write("f", LARGE)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        ino, fh = await m.open("f", os.O_RDWR)
+        await m.fs.write(ino, fh, 3, b"patched")
+        await m.fs.flush(ino, fh)
+        patched = LARGE[:3] + b"patched" + LARGE[10:]
+        assert await m.fs.read(ino, fh, Range(0, 200)) == patched
+        await m.fs.release(ino, fh)
+        held.set()
+        await m.settle()
+        assert bodies(store) == {"f": patched}
+
+
+async def test_a_file_is_changed_while_its_upload_lands(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("put")
+    async with back(store, tmp_path) as m:
+        await m.write("f", b"first")
+        ino, fh = await m.open("f", os.O_RDWR)
+        await m.fs.write(ino, fh, 0, b"F")
+        held.set()
+        await m.settle()
+        assert bodies(store) == {"f": b"first"}
+        await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        await m.settle()
+        assert bodies(store) == {"f": b"First"}
+        assert m.fs.lost == []
+
+
+async def test_fsync_may_be_told_to_wait_for_the_bucket(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("put")
+    async with back(store, tmp_path, fsync_to_bucket=True) as m:
+        ino, fh = await m.create("f")
+        await m.fs.write(ino, fh, 0, b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.fs.fsync, ino, fh)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert len(nursery.child_tasks) == 1
+            held.set()
+        assert bodies(store) == {"f": b"x"}
+        await m.fs.release(ino, fh)
