@@ -196,13 +196,17 @@ class Mount:
         names = [f"s3.requests.{kind}" for kind in kinds] or [n for n in stats if n.startswith("s3.requests.")]
         return sum(stats.get(name, 0) for name in names)
 
-    def wait_imported(self) -> None:
+    def wait_imported(self, timeout_s: float = 15) -> None:
         """Return when the whole bucket is listed."""
-        until(lambda: self.status()["import"]["state"] == "done", "the import ends")
+        until(lambda: self.status()["import"]["state"] == "done", "the import ends", timeout_s)
 
     def wait_closed(self) -> None:
         """Return when the kernel has released every handle: it does so after close(2) has returned."""
         until(lambda: self.status()["open_handles"] == 0, "all handles are released")
+
+    def wait_uploaded(self, timeout_s: float = 60) -> None:
+        """Return when the bucket has everything; at once without write-back."""
+        until(lambda: self.status()["pending_uploads"] == 0, "everything is uploaded", timeout_s)
 
     def log(self) -> str:
         """The log so far."""

@@ -40,17 +40,20 @@ SIZE = 12 * MIB + 345
 Stored = Callable[[str], bytes]
 
 
-@pytest.fixture(scope="module", params=SESSIONS)
+@pytest.fixture(scope="module", params=[(session, mode) for session in SESSIONS for mode in ("through", "back")])
 def shared_mount(
     request: pytest.FixtureRequest, shared_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mount]:
-    """As the usual one, with small parts."""
+    """As the usual one, with small parts; with write-back too, on one server."""
+    session, mode = request.param
+    if mode == "back" and shared_server.name != "gateway":
+        pytest.skip("the server makes no difference to what is done later")
+    options = ["--part-size", "5MiB", *(["--write-back"] if mode == "back" else [])]
     bucket = shared_server.make_bucket(new_bucket_name())
     place = tmp_path_factory.mktemp("programs")
-    with mounted(
-        bucket, shared_server, "--part-size", "5MiB", directory=place, session=request.param, time_limit_s=400
-    ) as mount:
+    with mounted(bucket, shared_server, *options, directory=place, session=session, time_limit_s=400) as mount:
         yield mount
+        mount.wait_uploaded()
         until(lambda: mount.status()["open_handles"] == 0, "all handles are released")
         client = shared_server.client()
         assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
@@ -65,6 +68,7 @@ def stored(shared_mount: Mount, shared_server: Server, room: Path) -> Stored:
     client = witness(shared_server)
 
     def read(name: str) -> bytes:
+        shared_mount.wait_uploaded()
         data = get(client, shared_mount.bucket, f"{room.name}/{name}")
         assert (room / name).read_bytes() == data
         file = os.open(room / name, os.O_RDONLY)
@@ -80,7 +84,12 @@ def stored(shared_mount: Mount, shared_server: Server, room: Path) -> Stored:
 def stored_names(shared_mount: Mount, shared_server: Server, room: Path) -> Callable[[], list[str]]:
     """The keys of the test's room, without its prefix and its own marker."""
     client, prefix = witness(shared_server), f"{room.name}/"
-    return lambda: [key[len(prefix) :] for key in keys(client, shared_mount.bucket, prefix) if key != prefix]
+
+    def names() -> list[str]:
+        shared_mount.wait_uploaded()
+        return [key[len(prefix) :] for key in keys(client, shared_mount.bucket, prefix) if key != prefix]
+
+    return names
 
 
 def run(*command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
