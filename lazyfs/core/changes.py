@@ -33,8 +33,8 @@ class Op(enum.StrEnum):
 class Change:
     """One change of one key. `number`s grow in the order in which programs were told.
 
-    A PUT's bytes lie in the file named `token`, which no other change ever has; an empty one has none. `knows` is the
-    newest change that was acknowledged when the content got its last byte. `condition` is what the key is expected to
+    A PUT's bytes lie in the file named `token`, which no other content ever has; a directory's marker has none. `knows`
+    is the newest change that was acknowledged when the content got its last byte. `condition` is what the key is expected to
     hold before; of a COPY or DELETE it only says what a later change of the key may expect.
     """
 
@@ -60,6 +60,11 @@ class Change:
     def makes(self) -> bool:
         """Whether the key exists afterwards."""
         return self.op is not Op.DELETE
+
+    @property
+    def is_marker(self) -> bool:
+        """Whether the key only says that there is a directory."""
+        return self.key.endswith("/")
 
 
 def local_version(token: str) -> ObjectId:

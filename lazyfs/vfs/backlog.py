@@ -122,20 +122,21 @@ class Backlog:
                     await self._forget(change)
                 self._tell()
 
-    async def put(self, file: SpoolFile | None, change: Change, apply: Callable[[Plan], Awaitable[None]]) -> None:
-        """The key of `change` shall hold what `file` has (None: nothing); that is closed. Errors as of `planned`."""
-        token = ""
-        if file is not None:
-            token = secrets.token_hex(8)
-            try:
-                await file.keep_as(self._path(token))
-            finally:
-                file.close()
+    async def put(
+        self, file: SpoolFile, change: Callable[[], Change], apply: Callable[[Plan], Awaitable[None]]
+    ) -> None:
+        """The key of what `change` tells, when its turn has come, shall hold what `file` has, which is closed. Errors
+        as of `planned`."""
+        token = secrets.token_hex(8)
+        try:
+            await file.keep_as(self._path(token))
+        finally:
+            file.close()
         try:
             async with self.planned(apply) as plan:
-                self.pending.put(plan, replace(change, token=token))
+                self.pending.put(plan, replace(change(), token=token))
         except BaseException:
-            if file is not None and token not in self._tokens:
+            if token not in self._tokens:
                 with trio.CancelScope(shield=True):
                     await self._spool.drop(self._path(token), file.size)
             raise
@@ -173,7 +174,8 @@ class Backlog:
     async def next(self) -> Change:
         """The next change that may begin; it is taken. Waits for one."""
         while True:
-            change = self.pending.take()
+            async with self._turn:  # what a plan counts on as not taken must stay so until it is true
+                change = self.pending.take()
             if change is not None:
                 return change
             await self._moved.wait()

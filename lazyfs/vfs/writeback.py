@@ -48,7 +48,7 @@ class WriteBack:
 
     async def recover(self) -> None:
         """Show what a former mount has left to be uploaded. StartupError."""
-        changes = await self.backlog.recover()
+        changes = {change.key: change for change in await self.backlog.recover()}.values()  # the latest of each key
         gone = [self._path(change.key) for change in changes if not change.makes]
         await self._index.restore([self._row(change) for change in changes if change.makes], gone)
 
@@ -65,16 +65,18 @@ class WriteBack:
         """Take over what the writer of `file` has; the caller has the file's turn. NoRoomError, SpoolError."""
         writer, node = file.writer, file.node
         assert writer is not None
-        size = writer.size
-        change = Change(
-            number=0,
-            op=Op.PUT,
-            key=writer.key,
-            size=size,
-            mtime_ns=node.mtime_ns,
-            knows=file.knows,
-            condition=writer.condition,
-        )
+        size, key = writer.size, writer.key
+
+        def change() -> Change:
+            return Change(
+                number=0,
+                op=Op.PUT,
+                key=key,
+                size=size,
+                mtime_ns=node.mtime_ns,
+                knows=file.knows,
+                condition=writer.condition,  # an upload that lands meanwhile changes it
+            )
 
         async def apply(_plan: Plan) -> None:
             file.node = await self._namespace.put_file(
@@ -102,9 +104,9 @@ class WriteBack:
             await self._namespace.remove(node)
 
         async with self.backlog.planned(apply) as plan:
-            latest = self.backlog.pending.latest(key)
-            if not node.is_local or (latest is not None and latest.makes):
-                self.backlog.pending.delete(plan, key, Condition(etag=node.etag) if node.etag else ANY)
+            now, latest = self._namespace.node(node.ino), self.backlog.pending.latest(key)
+            if not now.is_local or (latest is not None and latest.makes):
+                self.backlog.pending.delete(plan, key, Condition(etag=now.etag) if now.etag else ANY)
 
     async def rename_file(self, node: Node, parent: int, name: str, key: str) -> Node:
         """`node`, which nobody is writing, becomes `name`."""
@@ -149,7 +151,7 @@ class WriteBack:
 
     async def landed(self, change: Change, etag: str) -> None:
         """The bucket has `change`, the latest of its key, as version `etag`."""
-        if not change.makes or change.key.endswith("/"):
+        if not change.makes or change.is_marker:
             return
         node, version = self._node(change.key), ObjectId(change.key, etag)
         self._reader.copied(change.content, version)

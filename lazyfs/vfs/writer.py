@@ -228,16 +228,15 @@ class Writer:
         self._condition = Condition(etag=self.etag)
         self._dirty = False
 
-    async def hand_over(self) -> SpoolFile | None:
-        """All that was written, for write-back; None if that is nothing. The writer is of no use afterwards.
-        NoRoomError, SpoolError."""
+    async def hand_over(self) -> SpoolFile:
+        """All that was written, for write-back. The writer is of no use afterwards. NoRoomError, SpoolError."""
         self._check()
         async with self._whole_or_withdrawn():
             await self._extend(self._length_hint)
-            if self._tail:
-                await self._settle(memoryview(self._tail))
-                self._tail = bytearray()
+            await self._settle(memoryview(self._tail))
+            self._tail = bytearray()
         file, self._file = self._file, None
+        assert file is not None
         return file
 
     async def discard(self) -> None:

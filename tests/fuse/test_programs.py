@@ -40,7 +40,10 @@ SIZE = 12 * MIB + 345
 Stored = Callable[[str], bytes]
 
 
-@pytest.fixture(scope="module", params=[(session, mode) for session in SESSIONS for mode in ("through", "back")])
+MODES = [(session, mode) for session in SESSIONS for mode in ("through", "back")]
+
+
+@pytest.fixture(scope="module", params=MODES, ids="-".join)
 def shared_mount(
     request: pytest.FixtureRequest, shared_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mount]:
