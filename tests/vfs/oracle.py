@@ -70,12 +70,13 @@ class Oracle:
     def own_change(self, path: str, *sides: str, removed: str = "") -> None:
         """We just made these sides of `path` what they are in the state in force: nothing older may be told.
 
-        The side `removed` may be told absent for a lease, whatever others have put there meanwhile.
+        The side `removed` may be told absent for a lease, whatever others have put there meanwhile. What we do to
+        the other side asks nobody, so it does not end that.
         """
         for side in sides:
             self._floors[side, path] = self.now
         self._own_ns[path] = self.clock()
-        self._removed -= {("file", path), ("directory", path)}
+        self._removed -= {(side, path) for side in sides}
         if removed:
             self._removed.add((removed, path))
 

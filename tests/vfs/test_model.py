@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -943,3 +943,24 @@ def test_model(machine: type[Bucket]) -> None:
     case = machine.TestCase
     case.settings = PROFILE
     case().runTest()
+
+
+@pytest.fixture
+def little() -> Iterator[LittleSpool]:
+    """The machine, for a run that was found once and is told step by step."""
+    machine = LittleSpool()
+    yield machine
+    machine.teardown()
+
+
+def test_a_removed_directory_stays_away_when_the_file_behind_it_is_renamed(little: LittleSpool) -> None:
+    """Only a key that cannot be a path keeps the directory, so the removal holds for a lease: nothing is asked."""
+    little.begin(keys=["b"], size=5, refreshed=False)
+    little.others_do_odd_things(key="b/../a", gone=False)
+    little.remove_directory("b")
+    little.rename_file("b", "a")
+    little.look_up("b")
+    assert "b" not in little.last
+    little.time_passes(60.0)
+    little.look_up("b")
+    assert little.last["b"][0] == Told("directory")
