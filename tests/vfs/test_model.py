@@ -44,6 +44,7 @@ from lazyfs.vfs.filesystem import Changes
 from lazyfs.vfs.writers import LOST
 from tests.vfs.building import Clock, Knobs, Mount, Portal, SmallPages, mounted
 from tests.vfs.oracle import LOCAL, NOTHING, Oracle, Told
+from tests.vfs.schedules import without_threads
 
 PART = Knobs().part
 NAMES = ["a", "b", "a-"]
@@ -295,8 +296,14 @@ class Bucket(RuleBasedStateMachine):
 
     deeds = st.tuples(st.sampled_from(["put", "put", "same", "delete", "delete below", "flip"]), paths, sizes)
 
-    @initialize(keys=st.lists(paths, max_size=6, unique=True), size=sizes, refreshed=st.booleans())
-    def begin(self, keys: list[str], size: int, refreshed: bool) -> None:
+    @initialize(
+        keys=st.lists(paths, max_size=6, unique=True),
+        size=sizes,
+        refreshed=st.booleans(),
+        schedule=st.integers(0, 1_000_000),
+    )
+    def begin(self, keys: list[str], size: int, refreshed: bool, schedule: int) -> None:
+        self.portal.seed = schedule
         if self.root:
             self._put_remote("outside", b"o")
             self._put_remote(self.root[:-1], b"o")
@@ -933,6 +940,12 @@ PROFILE = settings(
 )
 
 
+@pytest.fixture(autouse=True)
+def _one_schedule() -> Iterator[None]:
+    with without_threads():
+        yield
+
+
 @pytest.mark.expect_warnings
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -955,7 +968,7 @@ def little() -> Iterator[LittleSpool]:
 
 def test_a_removed_directory_stays_away_when_the_file_behind_it_is_renamed(little: LittleSpool) -> None:
     """Only a key that cannot be a path keeps the directory, so the removal holds for a lease: nothing is asked."""
-    little.begin(keys=["b"], size=5, refreshed=False)
+    little.begin(keys=["b"], size=5, refreshed=False, schedule=0)
     little.others_do_odd_things(key="b/../a", gone=False)
     little.remove_directory("b")
     little.rename_file("b", "a")
