@@ -1026,3 +1026,14 @@ def test_what_a_small_spool_did_not_take_cannot_be_read_back() -> None:
         steps.read_some(pick=0, start=0, size=1)
         steps.release_file(pick=0, read=True)
         assert len(steps.bucket["a"]) == 90
+
+
+@pytest.mark.expect_warnings
+@pytest.mark.xfail(reason="zeros that ftruncate promised are spooled at close, which then fails", raises=AssertionError)
+def test_a_file_that_was_changed_and_grew_beyond_a_small_spool_is_refused_before_its_close() -> None:
+    with begun(LittleSpool) as steps:
+        steps.create_file("a")
+        steps.write_some(pick=0, size=PART + 1, at=None)
+        steps.write_some(pick=0, size=1, at=0)
+        steps.truncate_file(pick=0, size=90)
+        steps.flush_file(pick=0, sync=False)
