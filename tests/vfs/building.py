@@ -43,6 +43,7 @@ from lazyfs.vfs.uploader import Uploader
 from lazyfs.vfs.uploads import Uploads
 from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
+from tests.vfs import schedules
 
 T = TypeVar("T")
 IDENTITY = {"endpoint": "", "bucket": "test", "prefix": ""}
@@ -333,9 +334,14 @@ def _no_warning(message: str) -> None:
 
 
 class Portal:
-    """A trio loop in a thread of its own: what is entered here stays alive from one call to the next."""
+    """A trio loop in a thread of its own: what is entered here stays alive from one call to the next.
+
+    `seed` decides in what order it does what it could do first (see `schedules`).
+    """
 
     def __init__(self) -> None:
+        self.seed = 0
+        self._calls = 0
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="portal", daemon=True)
 
@@ -363,6 +369,8 @@ class Portal:
         """The result of `work`, run in the loop."""
 
         async def guarded() -> T:
+            self._calls += 1
+            schedules.follow(self.seed, self._calls)
             with trio.fail_after(SETTLE_S):
                 return await work()
 

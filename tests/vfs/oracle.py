@@ -57,10 +57,9 @@ class Oracle:
         etags |= dict.fromkeys(local, LOCAL)
         if self.states and (self.states[-1].etags, self.states[-1].bucket) == (etags, bucket):
             return
-        directories = {path[:at] for path in etags for at in range(len(path)) if path[at] == "/"}
         if self.states:
             self.states[-1].superseded_ns = self.clock()
-        self.states.append(_State(etags, frozenset(directories), bucket))
+        self.states.append(_State(etags, _directories(etags), bucket))
 
     @property
     def now(self) -> int:
@@ -70,14 +69,25 @@ class Oracle:
     def own_change(self, path: str, *sides: str, removed: str = "") -> None:
         """We just made these sides of `path` what they are in the state in force: nothing older may be told.
 
-        The side `removed` may be told absent for a lease, whatever others have put there meanwhile.
+        The side `removed` may be told absent for a lease, whatever others have put there meanwhile. What we do to
+        the other side asks nobody, so it does not end that.
         """
         for side in sides:
             self._floors[side, path] = self.now
         self._own_ns[path] = self.clock()
-        self._removed -= {("file", path), ("directory", path)}
+        self._removed -= {(side, path) for side in sides}
         if removed:
             self._removed.add((removed, path))
+
+    def own_commit(self, path: str, at: int) -> None:
+        """In state `at` our file reached the bucket: from then on its name is what the bucket has, and others may have
+        changed that since."""
+        for state in self.states[at:]:
+            if state.etags.pop(path, None) is not None and path in state.bucket:
+                state.etags[path] = state.bucket[path]
+            state.directories = _directories(state.etags)
+        self.own_change(path, "file")
+        self._floors["file", path] = at
 
     def unchanged_since(self, path: str, told: Told, since: int) -> bool:
         """Whether `told` has been true all the time since state `since`."""
@@ -135,3 +145,7 @@ class Oracle:
             return Told("directory")
         etag = state.etags.get(path)
         return NOTHING if etag is None else Told("file", etag)
+
+
+def _directories(paths: Iterable[str]) -> frozenset[str]:
+    return frozenset(path[:at] for path in paths for at in range(len(path)) if path[at] == "/")
