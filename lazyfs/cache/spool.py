@@ -160,6 +160,7 @@ class Spool:
     def spare(self, file: SpoolFile) -> None:
         """`file` may be closed for the sake of others."""
         self._spare[file] = None
+        self.look_again()
 
     def forget(self, file: SpoolFile) -> None:
         """`file` is closed."""

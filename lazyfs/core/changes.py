@@ -34,8 +34,8 @@ class Change:
     """One change of one key. `number`s grow in the order in which programs were told.
 
     A PUT's bytes lie in the file named `token`, which no other content ever has; a directory's marker has none. `knows`
-    is the newest change that was acknowledged when the content got its last byte. `condition` is what the key is expected to
-    hold before; of a COPY or DELETE it only says what a later change of the key may expect.
+    is the newest change that was acknowledged when the content got its last byte. `condition` is what the key is
+    expected to hold before; of a COPY or DELETE it only says what a later change of the key may expect.
     """
 
     number: int

@@ -209,7 +209,9 @@ class Backlog:
                         info = ObjectInfo(change.key, etag, change.size, change.mtime_ns)
                         found[change.key] = info if change.makes else None
                 await apply()
-            return await self._adopted(change) if self._settle(change) else None
+            content = await self._adopted(change) if self._is_last(change) else None
+            self._settle(change)
+            return content
 
     async def give_up(self, change: Change) -> None:
         """Nothing will come of a taken change: it was withdrawn, or what it was a copy of is gone."""
@@ -251,35 +253,39 @@ class Backlog:
             self._bytes += change.size if change.token not in self._tokens else 0
             self._tokens[change.token] += 1
 
+    def _is_last(self, change: Change) -> bool:
+        """Whether it has a content that no other change has."""
+        return bool(change.token) and self._tokens[change.token] == 1
+
     async def _forget(self, change: Change) -> None:
         """`change` is over; its content goes if no other has it."""
-        if self._settle(change):
+        if self._is_last(change):
             await self._spool.drop(self._path(change.token), change.size)
+        self._settle(change)
 
     async def _adopted(self, change: Change) -> SpoolFile | None:
-        """Its content, which nobody else has, as a file of the spool."""
+        """Its content, which nobody else has, as a file of the spool; whoever waits for room may have that now."""
         try:
-            return await self._spool.adopt(self._path(change.token), change.size)
+            content = await self._spool.adopt(self._path(change.token), change.size)
+            content.spare()
+            return content
         except LazyfsError as error:
             log.warning("%r is in the bucket and not kept here: %s", change.key, error)
             await self._spool.drop(self._path(change.token), change.size)
             return None
 
-    def _settle(self, change: Change) -> bool:
-        """`change` is over, and what waited for it may begin. Whether it had a content that nobody needs any more."""
+    def _settle(self, change: Change) -> None:
+        """`change` is over, and what waited for it may begin."""
         self.pending.settle(change)
         self._index.let_go(change.key[len(self._root) :])
         self.failures.pop(change.number, None)
         del self._since_s[change.number]
+        if change.token:
+            self._tokens[change.token] -= 1
+            if not self._tokens[change.token]:
+                del self._tokens[change.token]
+                self._bytes -= change.size
         self._tell()
-        if not change.token:
-            return False
-        self._tokens[change.token] -= 1
-        if self._tokens[change.token]:
-            return False
-        del self._tokens[change.token]
-        self._bytes -= change.size
-        return True
 
     def _tell(self) -> None:
         self._moved.set()
