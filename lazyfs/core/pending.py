@@ -120,11 +120,11 @@ class Pending:
         for change in moved:
             if change.size <= self._first_part:
                 self._replace(plan, replace(change, vouches=True, knows=_EVERYTHING))
-        for put in puts:
-            self._leave(plan, put.key, put)
-        for key in dict.fromkeys([*(info.key for info in clean), old]):
+        for key in sorted({old, *objects, *pending}, reverse=True):  # a directory after what it held
             if key not in pending:
                 self.delete(plan, key, ANY)
+            elif pending[key].makes:
+                self._leave(plan, key, pending[key])
 
     def divert(self, plan: Plan, change: Change, key: str) -> None:
         """The content of `change`, which is taken, shall go to `key`, which is free, and not to its own."""

@@ -231,6 +231,10 @@ async def mounted(
         await index.remove_local()
         journal, uploads = Journal(index), Uploads(store=store, index=index)
         await journal.finish(store)
+        changes = None
+        if write_back is not None:
+            write_back.mkdir(exist_ok=True)
+            changes = stack.enter_context(contextlib.closing(ChangeJournal(write_back / "journal.db")))
         nursery = await stack.enter_async_context(trio.open_nursery())
         tier = None
         if disk is not None:
@@ -252,10 +256,9 @@ async def mounted(
             stats=stats,
         )
         backlog = None
-        if write_back is not None:
+        if changes is not None:
+            assert write_back is not None
             assert room is not None
-            write_back.mkdir(exist_ok=True)
-            changes = stack.enter_context(contextlib.closing(ChangeJournal(write_back / "journal.db")))
             backlog = Backlog(
                 journal=changes, spool=room, directory=write_back, index=index, root=root, first_part=knobs.part
             )
