@@ -40,10 +40,12 @@ class View:
 
 
 class Arm:
-    """One contestant. `keeps_cache` is whether a remount finds the cache of the mount before."""
+    """One contestant. `keeps_cache` is whether a remount finds the cache of the mount before, `only_writes` whether
+    reading and looking are measured by another."""
 
     name = ""
     keeps_cache = True
+    only_writes = False
     note = ""
 
     def missing(self) -> str | None:
@@ -81,9 +83,12 @@ class Arm:
 
 
 class Lazyfs(Arm):
-    """What this is about."""
+    """What this is about; with `write_back` it only writes."""
 
-    name = "lazyfs"
+    def __init__(self, *, write_back: bool = False) -> None:
+        self.name = "lazyfs write-back" if write_back else "lazyfs"
+        self.only_writes = write_back
+        self.note = "close() of a written file returns once it is durable on the local disk" if write_back else ""
 
     def missing(self) -> str | None:
         return None
@@ -95,6 +100,7 @@ class Lazyfs(Arm):
         return [
             sys.executable, "-m", "lazyfs", "mount", bucket, str(path), "-f", "--endpoint-url", endpoint.url,
             "--cache-dir", str(scratch / "cache"), "--cache-size", "8GiB",
+            *(["--write-back"] if self.only_writes else []),
         ]  # fmt: skip
 
 

@@ -56,22 +56,17 @@ def raw_streams(store: S3Store, truth: Dataset, paths: Sequence[str]) -> Sample:
     return Sample(len(reads), sum(map(len, got)), seconds, [], check)
 
 
-def raw_writes(store: S3Store, bodies: dict[str, bytes], *, together: bool) -> Sample:
-    """Put objects, all at once or one after the other; parts of 8 MiB go in parallel."""
+def raw_writes(store: S3Store, bodies: dict[str, bytes], *, writers: int) -> Sample:
+    """Put objects, so many at once; parts of 8 MiB go in parallel."""
 
-    def put(path: str) -> None:
+    def put(path: str) -> float:
+        once = time.perf_counter()
         obstore.put(store, path, bodies[path], chunk_size=EXTENT, max_concurrency=CONNECTIONS)
+        return time.perf_counter() - once
 
-    latencies: list[float] = []
     began = time.perf_counter()
-    if together:
-        with ThreadPoolExecutor(len(bodies)) as pool:
-            list(pool.map(put, bodies))
-    else:
-        for path in bodies:
-            once = time.perf_counter()
-            put(path)
-            latencies.append(time.perf_counter() - once)
+    with ThreadPoolExecutor(writers) as pool:
+        latencies = list(pool.map(put, bodies))
     return Sample(len(bodies), sum(map(len, bodies.values())), time.perf_counter() - began, latencies)
 
 

@@ -114,6 +114,8 @@ class Writing:
     unit: str
     run: Callable[[Path, str, Limit], tuple[Sample, dict[str, bytes]]]
     raw: Callable[[S3Store, Limit], Sample] | None = None
+    local: Callable[[Path, str, Limit], tuple[Sample, dict[str, bytes]]] | None = None
+    """The same on a local disk, durable there."""
 
 
 def writing(scale: Scale) -> list[Writing]:
@@ -123,17 +125,31 @@ def writing(scale: Scale) -> list[Writing]:
     quarter = {f"written-raw-{number}": body[: large // 4] for number in range(4)}
     tiny = {f"written-raw-tiny/{number}": b"x" for number in range(20)}
     small = {f"written-raw-small/{number}": body[:65_536] for number in range(many)}
+
+    def streams(number: int, raw: dict[str, bytes]) -> Writing:
+        return Writing(
+            f"write × {number}", "MB/s",
+            lambda root, tag, _: w.write_streams(root, large, number, tag),
+            lambda store, _: raw_writes(store, raw, writers=number),
+            lambda root, tag, _: w.write_streams(root, large, number, tag, sync=True),
+        )  # fmt: skip
+
+    def files(name: str, number: int, size: int, writers: int, raw: dict[str, bytes]) -> Writing:
+        return Writing(
+            name, "files/s",
+            lambda root, tag, limit: w.write_many(root, number, size, tag, limit, writers=writers),
+            lambda store, _: raw_writes(store, raw, writers=writers),
+            lambda root, tag, limit: w.write_many(root, number, size, tag, limit, writers=writers, sync=True),
+        )  # fmt: skip
+
     return [
-        Writing("write × 1", "MB/s", lambda root, tag, _: w.write_streams(root, large, 1, tag),
-                lambda store, _: raw_writes(store, {"written-raw": body}, together=True)),
-        Writing("write × 4", "MB/s", lambda root, tag, _: w.write_streams(root, large, 4, tag),
-                lambda store, _: raw_writes(store, quarter, together=True)),
-        Writing("write 64 KiB files", "files/s", lambda root, tag, limit: w.write_many(root, many, 65_536, tag, limit),
-                lambda store, _: raw_writes(store, small, together=False)),
-        Writing("create 1-byte files", "files/s", lambda root, tag, limit: w.write_many(root, 20, 1, tag, limit),
-                lambda store, _: raw_writes(store, tiny, together=False)),
+        streams(1, {"written-raw": body}),
+        streams(4, quarter),
+        files("write 64 KiB files", many, 65_536, 1, small),
+        files("write 64 KiB files × 16", many, 65_536, 16, small),
+        files("create 1-byte files", 20, 1, 1, tiny),
         Writing("checkpoint save + load", "MB/s", lambda root, tag, _: w.checkpoint(root, large // 2, tag)),
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(slots=True)
@@ -153,6 +169,8 @@ class Run:
         """All states of one mount."""
         place = self.scratch / f"arm-{next(self.tags)}"
         looks, reads = self._wanted(looking(self.truth)), self._wanted(reading(self.truth))
+        if arm.only_writes:
+            looks = reads = []
         done: dict[str, int] = {}
         try:
             drop_page_cache()
@@ -167,7 +185,7 @@ class Run:
                     if self.wanted(write.name):
                         self._write(arm, endpoint, write, view)
                 subprocess.run(f"rm -rf {view.path}/written* {view.path}/.tmp*", shell=True, check=False)
-            if arm.keeps_cache:
+            if arm.keeps_cache and not arm.only_writes:
                 drop_page_cache()
                 with arm.mounted(endpoint, bucket, place) as view:
                     for work in [*looks, *reads]:
@@ -206,6 +224,13 @@ class Run:
                 drop_page_cache()
             for work in self._wanted([*looking(self.truth), *reading(self.truth)]):
                 self._cell("local disk", endpoint, state, work, None, run=partial(work.run, self.truth.root))
+        place = self.scratch / f"local-{next(self.tags)}"
+        place.mkdir()
+        for write in writing(self.truth.scale):
+            if write.local is not None and self.wanted(write.name):
+                put = partial(_first, partial(write.local, place, f"{next(self.tags)}"))
+                self._measured("local disk", endpoint, "cold", write.name, write.unit, None, put, Limit(self.limit_s))
+        shutil.rmtree(place)
 
     def _wanted(self, all_of_them: list[Workload]) -> list[Workload]:
         return [work for work in all_of_them if self.wanted(work.name)]
@@ -296,6 +321,10 @@ class Run:
             return None
 
 
+def _first(run: Callable[[Limit], tuple[Sample, dict[str, bytes]]], limit: Limit) -> Sample:
+    return run(limit)[0]
+
+
 @contextlib.contextmanager
 def _watched(view: View | None, seconds: float) -> Iterator[None]:
     """Kill the mount if the body takes longer: a read that hangs ends with its server."""
@@ -363,7 +392,15 @@ def _round(run: Run, arms: list[Arm], endpoint: Endpoint, bucket: str, names: li
 
 def _arms(names: list[str], scratch: Path, report: Report) -> list[Arm]:
     found: list[Arm] = []
-    for arm in (Lazyfs(), Rclone("full"), Rclone("off"), S3fs(), Mountpoint(), JuiceFS(scratch)):
+    for arm in (
+        Lazyfs(),
+        Lazyfs(write_back=True),
+        Rclone("full"),
+        Rclone("off"),
+        S3fs(),
+        Mountpoint(),
+        JuiceFS(scratch),
+    ):
         if names and arm.name not in names:
             continue
         why = arm.missing()

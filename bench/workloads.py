@@ -289,8 +289,11 @@ def missing_names(root: Path, truth: Dataset, limit: Limit) -> Sample:
 # -- writes -----------------------------------------------------------------------------------------------------------
 
 
-def write_streams(root: Path, size: int, streams: int, tag: str) -> tuple[Sample, dict[str, bytes]]:
-    """`size` bytes in 1 MiB writes over so many files at once; the time ends with the last close()."""
+def write_streams(
+    root: Path, size: int, streams: int, tag: str, *, sync: bool = False
+) -> tuple[Sample, dict[str, bytes]]:
+    """`size` bytes in 1 MiB writes over so many files at once; the time ends with the last close(), before which it is
+    fsync'ed if `sync`."""
     body = numpy.random.default_rng(17).bytes(size // streams)
     paths = [f"written-{tag}-{number}.bin" for number in range(streams)]
 
@@ -298,6 +301,8 @@ def write_streams(root: Path, size: int, streams: int, tag: str) -> tuple[Sample
         with (root / path).open("wb", buffering=0) as file:
             for at in range(0, len(body), MIB):
                 file.write(body[at : at + MIB])
+            if sync:
+                os.fsync(file.fileno())
 
     began = time.perf_counter()
     with ThreadPoolExecutor(streams) as pool:
@@ -306,24 +311,31 @@ def write_streams(root: Path, size: int, streams: int, tag: str) -> tuple[Sample
     return Sample(streams, len(body) * streams, seconds), dict.fromkeys(paths, body)
 
 
-def write_many(root: Path, count: int, size: int, tag: str, limit: Limit) -> tuple[Sample, dict[str, bytes]]:
-    """Small files, one after the other, in a directory of their own."""
+def write_many(
+    root: Path, count: int, size: int, tag: str, limit: Limit, *, writers: int = 1, sync: bool = False
+) -> tuple[Sample, dict[str, bytes]]:
+    """Small files in a directory of their own, by so many writers at once; fsync'ed before close() if `sync`."""
     directory = f"written-{tag}"
     (root / directory).mkdir()
     body = numpy.random.default_rng(19).bytes(size)
-    latencies: list[float] = []
-    written: dict[str, bytes] = {}
     stop_at = time.perf_counter() + limit.seconds
-    began = time.perf_counter()
-    for number in range(count):
+
+    def write(number: int) -> tuple[str, float] | None:
         once = time.perf_counter()
         if once > stop_at:
-            break
+            return None
         path = f"{directory}/{number:05}"
-        (root / path).write_bytes(body)
-        latencies.append(time.perf_counter() - once)
-        written[path] = body
-    return Sample(len(latencies), len(latencies) * size, time.perf_counter() - began, latencies), written
+        with (root / path).open("wb", buffering=0) as file:
+            file.write(body)
+            if sync:
+                os.fsync(file.fileno())
+        return path, time.perf_counter() - once
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(writers) as pool:
+        done = [found for found in pool.map(write, range(count)) if found is not None]
+    seconds = time.perf_counter() - began
+    return Sample(len(done), len(done) * size, seconds, [took for _, took in done]), {path: body for path, _ in done}
 
 
 def checkpoint(root: Path, size: int, tag: str) -> tuple[Sample, dict[str, bytes]]:
