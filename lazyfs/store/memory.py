@@ -260,6 +260,18 @@ class MemoryStore:
         self._end("copy", key)
         return etag
 
+    async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        """See Store.set_metadata. As with a copy, the ETag is a plain one afterwards."""
+        await self._begin("set_metadata", oid.key)
+        stored = self._stored(oid.key)
+        if stored.etag != oid.etag:
+            raise PreconditionFailedError(f"set metadata of {oid.key!r}: the object is another version now")
+        after = {key: value for key, value in ({**stored.metadata} | dict(changes)).items() if value is not None}
+        etag = _md5(stored.body)
+        self._write(oid.key, stored.body, etag, PutOptions(metadata=after, storage_class=stored.storage_class))
+        self._end("set_metadata", oid.key)
+        return etag
+
     async def delete(self, key: str) -> None:
         """See Store.delete."""
         await self._begin("delete", key)

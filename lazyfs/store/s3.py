@@ -46,6 +46,11 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NS = 1_000_000_000
 _PRESIGN_S = 300
 _DEFAULT_REGION = "us-east-1"
+_KEPT_BY_COPY = (
+    "CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType", "Expires",
+    "StorageClass", "WebsiteRedirectLocation",
+)  # fmt: skip
+"""What a copy that replaces metadata forgets unless it is told again, by the names of HEAD's answer."""
 
 
 class ControlPlane:
@@ -233,12 +238,13 @@ class ControlPlane:
 
     async def copy(self, source: ObjectId, key: str) -> str:
         """See Store.copy. At most 5 GB, the limit of S3 for one request."""
-        params: dict[str, Any] = {"CopySource": {"Bucket": self._settings.bucket, "Key": source.key}}
-        params |= {"CopySourceIfMatch": f'"{source.etag}"', **self._encryption()}
-        if self._settings.expected_bucket_owner:
-            params["ExpectedSourceBucketOwner"] = self._settings.expected_bucket_owner
+        params = self._copy_source(source)
         answer = await self._call(f"copy {source.key!r} to {key!r}", "copy_object", Key=key, **params)
         return _etag(answer["CopyObjectResult"])
+
+    async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        """See Store.set_metadata. A HEAD and a copy onto itself, of at most 5 GB; S3 has no other way."""
+        return await self._in_thread(functools.partial(self._set_metadata, oid, changes))
 
     async def delete(self, key: str) -> None:
         """See Store.delete."""
@@ -262,6 +268,19 @@ class ControlPlane:
     def _request(self, what: str, operation: str, **params: Any) -> Any:
         with _translated(what):
             return getattr(self._client, operation)(**self._common, **params)
+
+    def _set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        what = f"set metadata of {oid.key!r}"
+        now = self._request(what, "head_object", Key=oid.key)
+        if _etag(now) != oid.etag:
+            raise PreconditionFailedError(f"{what}: the object is another version now")
+        before: dict[str, str] = now.get("Metadata", {})
+        after = {key: value for key, value in (before | dict(changes)).items() if value is not None}
+        if after == before:
+            return oid.etag
+        params = {name: now[name] for name in _KEPT_BY_COPY if now.get(name)}
+        params |= {"MetadataDirective": "REPLACE", "Metadata": after, **self._copy_source(oid)}
+        return _etag(self._request(what, "copy_object", Key=oid.key, **params)["CopyObjectResult"])
 
     def _get_range(self, oid: ObjectId, span: Range) -> Buffer:
         what = f"GET {oid.key!r}"
@@ -301,6 +320,13 @@ class ControlPlane:
         if options.storage_class:
             params["StorageClass"] = options.storage_class
         return params | self._encryption()
+
+    def _copy_source(self, source: ObjectId) -> dict[str, Any]:
+        params: dict[str, Any] = {"CopySource": {"Bucket": self._settings.bucket, "Key": source.key}}
+        params |= {"CopySourceIfMatch": f'"{source.etag}"', **self._encryption()}
+        if self._settings.expected_bucket_owner:
+            params["ExpectedSourceBucketOwner"] = self._settings.expected_bucket_owner
+        return params
 
     def _encryption(self) -> dict[str, str]:
         params = {"ServerSideEncryption": self._settings.sse, "SSEKMSKeyId": self._settings.sse_kms_key_id}
