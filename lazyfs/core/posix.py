@@ -17,6 +17,8 @@ KEYS = frozenset({PERMISSIONS, OWNER, GROUP, MTIME, ATIME})
 
 MAX_ID = 2**32 - 2
 """The largest uid or gid; the one above it means "leave it"."""
+GIVES_RIGHTS = stat.S_ISUID | stat.S_ISGID
+"""Bits of a mode that are believed of nobody but who sets them here."""
 MAX_NS = 2**63 - 1
 _KINDS = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
 
@@ -51,10 +53,13 @@ class Posix:
         return {key: value for key, value in said.items() if value is not None}
 
 
+UNKNOWN = Posix()
+
+
 def from_metadata(metadata: Mapping[str, str]) -> Posix:
     """What user metadata says of a file, as far as it can be understood.
 
-    Bits that give away rights (setuid, setgid) are left out: who may write to the bucket could hand them to anybody.
+    `GIVES_RIGHTS` is left out: who may write to the bucket could hand them to anybody.
     """
     said = {key.lower(): value.strip() for key, value in metadata.items()}
     mode = _mode(said.get(PERMISSIONS, ""), _OCTAL, 8)
@@ -75,7 +80,7 @@ def _mode(text: str, form: re.Pattern[str], base: int) -> int | None:
     if not 0 <= mode <= 0o177777:
         return None
     kind = stat.S_IFMT(mode)
-    return (kind if kind in _KINDS else 0) | (mode & 0o1777)
+    return (kind if kind in _KINDS else 0) | (mode & 0o7777 & ~GIVES_RIGHTS)
 
 
 def _id(said: Mapping[str, str], *keys: str) -> int | None:

@@ -20,6 +20,7 @@ from typing import TypeVar
 import trio
 
 from lazyfs.core.listing import Entry, PageFacts
+from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.types import ROOT_INO
 from lazyfs.index.base import NOTHING_BELOW, Applied, Node
 from lazyfs.index.transactions import COLUMNS, DamagedIndexError, Newer, Transactions, connect
@@ -159,12 +160,18 @@ class Index:
         newer = self._newer_than(listing)
         return await self._run(lambda: self._writer.apply_names(parent, names, entries, newer, now_ns))
 
-    async def put_entry(self, parent: int, entry: Entry, *, now_ns: int) -> Node:
-        """Our own change: the entry is so now. Keeps the inode number of a row that is there."""
+    async def put_entry(self, parent: int, entry: Entry, *, now_ns: int, posix: Posix = UNKNOWN) -> Node:
+        """Our own change: the entry is so now. Keeps the inode number of a row that is there, and of its mode and owner
+        what `posix` does not know."""
         self.note_local(parent, entry.name.removesuffix("/"))
-        node, applied = await self._run_raw(lambda: self._writer.put_entry(parent, entry, now_ns))
+        node, applied = await self._run_raw(lambda: self._writer.put_entry(parent, entry, now_ns, posix))
         self._count(applied)
         return node
+
+    async def describe(self, ino: int, posix: Posix) -> Node | None:
+        """Mode, owner and modification time of an inode are so, as far as `posix` knows them; its row, None if it is
+        gone. Not a change of the object: it is as old or as new as before."""
+        return await self._run_raw(lambda: self._writer.describe(ino, posix))
 
     async def remove_entry(self, parent: int, name: str) -> None:
         """Our own change: entry `name` (with `/` for a directory) is gone."""
