@@ -29,6 +29,7 @@ from pyfuse3 import (
 )
 
 from lazyfs.core.errors import BadNameError, LazyfsError, NoEntryError, NotSupportedError, UsageError
+from lazyfs.core.posix import Posix
 from lazyfs.core.types import Attributes, Buffer, Changes, Range
 from lazyfs.vfs.filesystem import FileSystem
 
@@ -87,6 +88,11 @@ def to_entry(attributes: Attributes) -> EntryAttributes:
     return entry
 
 
+def _made(mode: int, ctx: RequestContext) -> Posix:
+    """Whose a new file is, and who may do what with it. The kernel has taken the umask off already."""
+    return Posix(mode=mode, uid=ctx.uid, gid=ctx.gid)
+
+
 class Adapter(pyfuse3.Operations):
     """One FileSystem behind pyfuse3. Lookup counts are not kept: inode numbers are never used twice."""
 
@@ -141,7 +147,7 @@ class Adapter(pyfuse3.Operations):
     @_door
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """Create a directory."""
-        return to_entry(await self._fs.make_directory(parent_inode, _name(name)))
+        return to_entry(await self._fs.make_directory(parent_inode, _name(name), _made(mode, ctx)))
 
     @_door
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -213,7 +219,7 @@ class Adapter(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """A new file, open for writing."""
-        fh, attributes = await self._fs.create(parent_inode, _name(name), ctx.pid)
+        fh, attributes = await self._fs.create(parent_inode, _name(name), ctx.pid, _made(mode, ctx))
         return self._opened(attributes.ino, fh), to_entry(attributes)
 
     def _opened(self, ino: int, fh: int) -> FileInfo:

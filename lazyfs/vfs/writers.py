@@ -16,6 +16,7 @@ from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAhead, ReadAheadPolicy
 from lazyfs.core.types import Buffer, Condition, ObjectId, Range
 from lazyfs.vfs.handles import OpenFile
+from lazyfs.vfs.modes import Modes
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import OpenObject, Reader
@@ -45,6 +46,7 @@ class Writers:
         part_sizes: PartSizes,
         policy: Policy,
         clock_ns: Callable[[], int],
+        modes: Modes,
     ) -> None:
         self._namespace = namespace
         self._reader = reader
@@ -53,6 +55,7 @@ class Writers:
         self._part_sizes = part_sizes
         self._policy = policy
         self._clock_ns = clock_ns
+        self._modes = modes
         self._lost_count = 0
         self.lost: deque[tuple[str, str]] = deque(maxlen=MAX_LOST)
         """Keys for which somebody else was faster, and where what was written is; the latest."""
@@ -66,10 +69,13 @@ class Writers:
             file.object = self._version(ObjectId(self._namespace.key(file.node), file.node.etag), file.node.size)
         return file.object
 
-    def new(self, key: str, content: bytes, condition: Condition) -> Writer:
-        """A writer of `key`. The condition holds where the endpoint was seen to honour it; elsewhere the last writer
-        wins, as S3 always had it."""
-        return self._new_writer(key, content, condition if self._policy.conditional_put else Condition())
+    def new(self, key: str, content: bytes, condition: Condition, file: OpenFile | None = None) -> Writer:
+        """A writer of `key`, for `file`. The condition holds where the endpoint was seen to honour it; elsewhere the
+        last writer wins, as S3 always had it."""
+        writer = self._new_writer(key, content, condition if self._policy.conditional_put else Condition())
+        if file is not None:
+            writer.metadata = lambda: self._modes.of(file.node).to_metadata()
+        return writer
 
     async def truncate(self, file: OpenFile, size: int) -> None:
         """Make the file `size` bytes long."""
@@ -132,9 +138,16 @@ class Writers:
                 self._namespace.expire(file.node.parent, file.node.name)
                 raise
             assert writer.etag is not None
+            oid = ObjectId(writer.key, writer.etag)
+            writer.follow(await self._modes.settled(oid, writer.size, writer.sent, file.node))
             node = file.node
             file.node = await self._namespace.put_file(
-                node.parent, node.name, size=writer.size, mtime_ns=node.mtime_ns, etag=writer.etag
+                node.parent,
+                node.name,
+                size=writer.size,
+                mtime_ns=node.mtime_ns,
+                etag=writer.etag,
+                posix=self._modes.of(node),
             )
             file.object = self._version(ObjectId(writer.key, writer.etag), writer.size)  # what is read from now on
             if file.node.ino != file.ino:  # replaced by somebody while it was written, and now by us
@@ -150,6 +163,7 @@ class Writers:
         key = f"{self._namespace.root}{LOST}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(self._clock_ns() / 1e9))}"
         key += f"-{os.getpid()}-{self._lost_count}-{name}"
         copy = self.new(key, b"", Condition(absent=True))
+        copy.metadata = writer.metadata
         try:
             for start in range(0, writer.size, _COPY_BYTES):
                 await copy.write(start, await writer.read(Range(start, start + _COPY_BYTES)))
@@ -185,7 +199,7 @@ class Writers:
 
     def _rewriter(self, file: OpenFile, content: bytes) -> Writer:
         oid = self.object(file).oid
-        return self.new(oid.key, content, Condition(etag=oid.etag))
+        return self.new(oid.key, content, Condition(etag=oid.etag), file)
 
     def _version(self, oid: ObjectId, size: int) -> OpenObject:
         return OpenObject(oid, size, ReadAhead(self._readahead))

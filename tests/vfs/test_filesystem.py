@@ -280,17 +280,6 @@ async def test_no_delete_refuses_unlink_and_rmdir(mount: Mounting, store: SmallP
         await m.write("a", b"2")
 
 
-async def test_modes_and_owners_cannot_be_changed_but_may_be_set_to_what_they_are(mount: Mounting) -> None:
-    async with mount() as m:
-        ino = await m.write("a", b"1")
-        now = await m.fs.getattr(ino)
-        for changes in (Changes(mode=now.mode), Changes(mode=0o644), Changes(uid=now.uid, gid=now.gid)):
-            assert await m.fs.setattr(ino, changes) == now
-        for changes in (Changes(mode=0o600), Changes(uid=4), Changes(gid=4)):
-            with pytest.raises(NotPermittedError):
-                await m.fs.setattr(ino, changes)
-
-
 @pytest.mark.expect_warnings
 async def test_an_archived_object_has_no_mode_and_is_not_opened(mount: Mounting, store: SmallPages) -> None:
     for storage_class in ("GLACIER", "DEEP_ARCHIVE", "GLACIER_IR"):
