@@ -39,6 +39,7 @@ from lazyfs.core.types import (
     Upload,
 )
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
+from lazyfs.store.metadata import changed
 from lazyfs.store.probe import RangeAnswer
 
 _NS = 1_000_000_000
@@ -266,7 +267,7 @@ class MemoryStore:
         stored = self._stored(oid.key)
         if stored.etag != oid.etag:
             raise PreconditionFailedError(f"set metadata of {oid.key!r}: the object is another version now")
-        after = {key: value for key, value in ({**stored.metadata} | dict(changes)).items() if value is not None}
+        after = changed(stored.metadata, changes)
         etag = _md5(stored.body)
         self._write(oid.key, stored.body, etag, PutOptions(metadata=after, storage_class=stored.storage_class))
         self._end("set_metadata", oid.key)

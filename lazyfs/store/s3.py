@@ -36,6 +36,7 @@ from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part
 from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_out, unreachable
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.checksum import crc32c, crc32c_of_parts
+from lazyfs.store.metadata import changed, replacing
 from lazyfs.store.probe import RangeAnswer
 from lazyfs.store.settings import Credentials, S3Settings, is_aws
 
@@ -46,11 +47,6 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NS = 1_000_000_000
 _PRESIGN_S = 300
 _DEFAULT_REGION = "us-east-1"
-_KEPT_BY_COPY = (
-    "CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType", "Expires",
-    "StorageClass", "WebsiteRedirectLocation",
-)  # fmt: skip
-"""What a copy that replaces metadata forgets unless it is told again, by the names of HEAD's answer."""
 
 
 class ControlPlane:
@@ -274,12 +270,10 @@ class ControlPlane:
         now = self._request(what, "head_object", Key=oid.key)
         if _etag(now) != oid.etag:
             raise PreconditionFailedError(f"{what}: the object is another version now")
-        before: dict[str, str] = now.get("Metadata", {})
-        after = {key: value for key, value in (before | dict(changes)).items() if value is not None}
-        if after == before:
+        metadata = changed(now.get("Metadata", {}), changes)
+        if metadata == now.get("Metadata", {}):
             return oid.etag
-        params = {name: now[name] for name in _KEPT_BY_COPY if now.get(name)}
-        params |= {"MetadataDirective": "REPLACE", "Metadata": after, **self._copy_source(oid)}
+        params = {**replacing(now, metadata), **self._copy_source(oid)}
         return _etag(self._request(what, "copy_object", Key=oid.key, **params)["CopyObjectResult"])
 
     def _get_range(self, oid: ObjectId, span: Range) -> Buffer:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lazyfs.core import parts
-from lazyfs.core.errors import PreconditionFailedError, StaleError, StoreError
+from lazyfs.core.errors import AccessDeniedError, PreconditionFailedError, StaleError, StoreError
 from lazyfs.core.posix import Posix, from_metadata
 from lazyfs.core.types import ROOT_INO, Attributes, Changes, Range
 from lazyfs.vfs import modes
@@ -326,3 +326,114 @@ async def test_looking_costs_nothing_more_than_before(mount: Mounting, store: Sm
         assert asked(store) == []
         assert count <= 8
         assert len(queries) - count <= 20, "a batch of rows a query, not a query a row"
+
+
+# -- what objects say of themselves ---------------------------------------------------------------------------------
+
+
+async def test_an_object_is_asked_once_for_each_version(mount: Mounting, store: SmallPages) -> None:
+    store.put_now("f", b"1", metadata=Posix(mode=0o106755, uid=7, gid=8, mtime_ns=9).to_metadata())
+    store.put_now("s3fs", b"1", metadata={"mode": "33216", "uid": "3", "mtime": "5"})
+    store.put_now("nothing", b"1", metadata={"other": "1", "file-permissions": "rubbish"})
+    store.put_now("pipe", b"1", metadata={"file-permissions": "0010600"})
+    async with mount(asks_modes=True) as m:
+        for _ in range(2):
+            f = await m.lookup("f")
+            assert (looks(f), f.mtime_ns) == ((0o755, 7, 8), 9), "nobody becomes root by what a bucket says"
+            assert looks(await m.lookup("s3fs")) == (0o700, 3, 1000)
+            assert looks(await m.lookup("nothing")) == (0o644, 1000, 1000)
+            assert (await m.lookup("pipe")).mode == 0o100600
+        assert asked(store) == ["head"] * 4
+    async with mount(asks_modes=True) as m:
+        assert looks(await m.lookup("f")) == (0o755, 7, 8)
+        assert looks(await m.lookup("nothing")) == (0o644, 1000, 1000)
+        assert asked(store) == []
+        store.put_now("f", b"22", metadata=Posix(mode=0o100600).to_metadata())
+        await m.namespace.refresh()
+        assert looks(await m.lookup("f")) == (0o600, 1000, 1000)
+        assert asked(store).count("head") == 1
+
+
+async def test_opening_asks_too(mount: Mounting, store: SmallPages) -> None:
+    ino_of = {}
+    store.put_now("f", b"1", metadata=MADE.to_metadata())
+    async with mount() as m:
+        ino_of["f"] = (await m.lookup("f")).ino
+    async with mount(asks_modes=True) as m:
+        fh = await m.fs.open(ino_of["f"], 0, 1)
+        assert looks(await m.fs.getattr(ino_of["f"])) == (0o640, 7, 8)
+        assert asked(store) == ["head"]
+        await m.fs.release(ino_of["f"], fh)
+
+
+async def test_reading_a_directory_asks_nothing_and_promises_nothing(mount: Mounting, store: SmallPages) -> None:
+    """`ls` stays cheap; the kernel comes again for whom somebody looks at."""
+    store.put_now("f", b"1", metadata=MADE.to_metadata())
+    async with mount(asks_modes=True) as m:
+        fh = await m.fs.open_directory(ROOT_INO)
+        [(_, told, _)] = await m.entries(fh)
+        assert (looks(told), told.timeout_s) == ((0o644, 1000, 1000), 0.0)
+        assert asked(store) == []
+        await m.lookup("f")
+        [(_, told, _)] = await m.entries(fh)
+        assert looks(told) == (0o640, 7, 8)
+        assert told.timeout_s > 0
+        m.fs.close_directory(fh)
+
+
+async def test_directories_are_asked_by_their_marker(mount: Mounting, store: SmallPages) -> None:
+    store.put_now("d/", b"", metadata=Posix(mode=0o42770, uid=7).to_metadata())
+    store.put_now("d/f", b"1")
+    store.put_now("none/f", b"1")
+    store.put_now("odd/", b"x", metadata=Posix(mode=0o120777).to_metadata())
+    async with mount(asks_modes=True) as m:
+        for _ in range(2):
+            assert looks(await m.lookup("d")) == (0o770, 7, 1000)
+            assert looks(await m.lookup("none")) == (0o755, 1000, 1000)
+            assert (await m.lookup("odd")).mode == 0o40777
+        assert asked(store) == ["head"] * 3
+
+
+async def test_what_we_made_is_not_asked_for(mount: Mounting, store: SmallPages) -> None:
+    async with mount(asks_modes=True) as m:
+        await made(m, "f", b"1")
+        await m.write("g", b"1")
+        await m.fs.make_directory(ROOT_INO, "d")
+        store.requests.clear()
+        assert looks(await m.lookup("f")) == (0o640, 7, 8)
+        await m.lookup("g")
+        await m.lookup("d")
+        assert asked(store) == []
+
+
+async def test_an_object_that_changes_while_it_is_asked(mount: Mounting, store: SmallPages) -> None:
+    store.put_now("f", b"1", metadata=MADE.to_metadata())
+    async with mount(asks_modes=True) as m:
+        store.put_now("f", b"22", metadata=Posix(mode=0o100600).to_metadata())
+        assert (await m.lookup("f")).timeout_s == 0
+        await m.settle()
+        now = await m.lookup("f")
+        assert (looks(now), now.size) == ((0o600, 1000, 1000), 2)
+        await m.write("g", b"1")
+        store.delete_now("f")
+        await m.namespace.describe(now.ino, Posix(mode=0))
+        assert looks(await m.lookup("f")) == (0o644, 1000, 1000)
+
+
+async def test_an_object_that_may_not_be_asked_looks_as_the_mount_says(mount: Mounting, store: SmallPages) -> None:
+    error: list[StoreError] = [AccessDeniedError("no")]
+
+    def refuse(when: str, verb: str, key: str) -> None:
+        if verb == "head" and error:
+            raise error[0]
+
+    store.put_now("f", b"1", metadata=MADE.to_metadata())
+    store.put_now("g", b"1", metadata=MADE.to_metadata())
+    store.hook = refuse
+    async with mount(asks_modes=True) as m:
+        assert looks(await m.lookup("f")) == (0o644, 1000, 1000)
+        error[0] = StoreError("ill")
+        with pytest.raises(StoreError, match="ill"):
+            await m.lookup("g")
+        error.clear()
+        assert looks(await m.lookup("g")) == (0o640, 7, 8)
