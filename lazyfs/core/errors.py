@@ -167,6 +167,10 @@ class NameTooLongError(FileSystemError):
     errno = errno.ENAMETOOLONG
 
 
+class BadLinkError(FileSystemError):
+    """A symbolic link whose object holds no target."""
+
+
 class ReadOnlyError(FileSystemError):
     """The mount is read-only."""
 

@@ -261,8 +261,13 @@ class Adapter(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        """Not yet."""
-        raise NotSupportedError("symbolic links")
+        """Create a symbolic link. Its target may be any bytes."""
+        return to_entry(await self._fs.make_link(parent_inode, _name(name), bytes(target), _made(0o777, ctx)))
+
+    @_door
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Where it leads, as it was told."""
+        return FileNameT(await self._fs.read_link(inode))
 
     @_door
     async def link(

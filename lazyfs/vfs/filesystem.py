@@ -25,6 +25,7 @@ from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.directories import DirectoryReader
 from lazyfs.vfs.handles import Handles, OpenFile
+from lazyfs.vfs.links import Links
 from lazyfs.vfs.modes import Modes
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
@@ -83,6 +84,15 @@ class FileSystem:
             policy=policy,
             clock_ns=clock_ns,
             modes=self._modes,
+        )
+        self._links = Links(
+            namespace=namespace,
+            store=store,
+            reader=reader,
+            writers=self._writers,
+            modes=self._modes,
+            policy=policy,
+            clock_ns=clock_ns,
         )
         self._renamer = Renamer(
             namespace=namespace,
@@ -166,6 +176,14 @@ class FileSystem:
     async def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool) -> None:
         """Give a file or a directory another name. See Renamer.rename."""
         await self._renamer.rename(parent, name, new_parent, new_name, replace=replace)
+
+    async def make_link(self, parent: int, name: str, target: bytes, posix: Posix = UNKNOWN) -> Attributes:
+        """Create a symbolic link. See Links.make."""
+        return self._attributes(await self._links.make(parent, name, target, posix))
+
+    async def read_link(self, ino: int) -> bytes:
+        """The target of a symbolic link. See Links.target."""
+        return await self._links.target(ino)
 
     # -- opening --------------------------------------------------------------------------------------------------
 

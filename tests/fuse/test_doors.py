@@ -26,7 +26,6 @@ UNSAID = {
     "listxattr",
     "mknod",
     "poll",
-    "readlink",
     "removexattr",
     "setxattr",
 }
@@ -86,7 +85,7 @@ def test_every_operation_of_pyfuse3_is_a_door_or_known() -> None:
 
 
 NEVER_FAILS = {"forget", "fsyncdir"}
-REFUSES = {"link", "symlink"}
+REFUSES = {"link"}
 
 
 @pytest.mark.expect_warnings

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 from pathlib import Path
 
+import pytest
 from minio import Minio
 
 from tests.fuse.conftest import Mounter
+from tests.fuse.trees import get, said
 from tests.servers import Server
 
 FSX = {
@@ -56,3 +59,80 @@ def test_objects_are_asked_when_somebody_looks_at_them(
     third = mount()
     third.wait_imported()
     assert (third.path / "d/f3").stat().st_mode == 0o100750, "what the index knows is told without asking too"
+
+
+def test_symbolic_links(mount: Mounter, bucket: str, client: Minio) -> None:
+    here = mount()
+    root = here.path
+    (root / "d").mkdir()
+    (root / "d/f").write_bytes(b"content")
+    targets = {
+        "to-file": "d/f",
+        "to-directory": "d",
+        "d/up": "../d/f",
+        "dangling": "/no/such",
+        "é": "d/f/../é \U0001f680",
+    }
+    for name, target in targets.items():
+        os.symlink(target, root / name)
+    os.symlink(b"not utf8 \xff", root / "bytes")
+    os.symlink("x" * 4095, root / "long")
+    for _ in range(2):
+        for name, target in targets.items():
+            assert os.readlink(root / name) == target
+            facts = (root / name).lstat()
+            assert (facts.st_mode, facts.st_size) == (0o120777, len(target.encode()))
+            assert get(client, bucket, name) == target.encode()
+            assert said(client, bucket, name)["file-permissions"] == "0120777"
+            assert said(client, bucket, name)["file-owner"] == str(os.getuid())
+        assert os.readlink(os.fsencode(root / "bytes")) == b"not utf8 \xff"
+        assert len(os.readlink(root / "long")) == 4095
+        assert (root / "to-file").read_bytes() == (root / "d/up").read_bytes() == b"content"
+        assert sorted(os.listdir(root / "to-directory")) == ["f", "up"]
+        assert not (root / "dangling").exists()
+        assert {entry.name for entry in os.scandir(root) if entry.is_symlink()} == {*targets, "bytes", "long"} - {
+            "d/up"
+        }
+        here.umount()
+        here = mount()
+        here.wait_imported()
+    with pytest.raises(FileExistsError):
+        os.symlink("x", root / "to-file")
+    os.symlink("new", root / "tmp")
+    os.replace(root / "tmp", root / "to-file")
+    assert os.readlink(root / "to-file") == "new"
+    os.rename(root / "d", root / "e")
+    assert os.readlink(root / "e/up") == "../d/f"
+    assert said(client, bucket, "e/up")["file-permissions"] == "0120777"
+    os.unlink(root / "dangling")
+    assert "dangling" not in os.listdir(root)
+
+
+def test_links_of_others(mount: Mounter, bucket: str, client: Minio) -> None:
+    """Found where the mount asks objects; else they are the files that the bucket shows."""
+    put(client, bucket, "d/f", b"content", {})
+    put(client, bucket, "fsx", b"d/f", {"file-permissions": "0120777"})
+    put(client, bucket, "s3fs", b"d", {"mode": str(0o120777)})
+    put(client, bucket, "empty", b"", {"file-permissions": "0120777"})
+    put(client, bucket, "huge", b"x" * 5000, {"file-permissions": "0120777"})
+    put(client, bucket, "odd", b"a\0b", {"file-permissions": "0120777"})
+    off = mount()
+    assert (off.path / "fsx").read_bytes() == b"d/f"
+    assert not (off.path / "fsx").is_symlink()
+    off.umount()
+    lazy = mount("--posix-metadata", "lazy")
+    root = lazy.path
+    lazy.wait_imported()
+    assert names(root) == ["d", "empty", "fsx", "huge", "odd", "s3fs"]  # the kernel takes them for files meanwhile
+    assert (root / "fsx").read_bytes() == b"content"
+    assert os.readlink(root / "s3fs") == "d"
+    assert os.listdir(root / "s3fs") == ["f"]
+    assert (root / "empty").read_bytes() == b""
+    assert (root / "huge").read_bytes() == b"x" * 5000
+    with pytest.raises(OSError, match="Input/output error"):
+        os.readlink(root / "odd")
+    listing = subprocess.run(["ls", "-l", root / "fsx"], capture_output=True, text=True, check=True).stdout
+    assert "fsx -> d/f" in listing
+    put(client, bucket, "fsx", b"no link now", {})
+    with (root / "fsx").open("rb") as file:
+        assert file.read() == b"content", "within the lease"

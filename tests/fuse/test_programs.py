@@ -216,6 +216,15 @@ def source(tmp_path: Path) -> Path:
         os.utime(tree / name, (1_600_000_000, 1_600_000_000))
     for path in (tree, *tree.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+    for name, target in {
+        "a/link": "../large",
+        "up": "a",
+        "dangling": "/nowhere/é",
+        "a/b/to itself": "to itself",
+    }.items():
+        (tree / name).symlink_to(target)
+        os.utime(tree / name, (1_600_000_000, 1_600_000_000), follow_symlinks=False)
+    os.chown(tree / "dangling", 12345, 54321, follow_symlinks=False)
     (tree / "a").chmod(0o2710)
     (tree / "a/small").chmod(0o755)
     (tree / "a/b/empty").chmod(0o600)
@@ -229,8 +238,11 @@ def check_copy(tree: Path, stored: Stored, name: str, room: Path, *, modes: bool
     files = [path.relative_to(tree) for path in tree.rglob("*")]
     assert files
     for path in files:
-        want, have = (tree / path).stat(), (room / name / path).stat()
-        if (tree / path).is_file():
+        want, have = (tree / path).lstat(), (room / name / path).lstat()
+        if (tree / path).is_symlink():
+            assert os.readlink(room / name / path) == os.readlink(tree / path)
+            assert have.st_size == want.st_size
+        elif (tree / path).is_file():
             assert stored(f"{name}/{path}") == (tree / path).read_bytes()
         assert have.st_mtime == want.st_mtime, path
         assert have.st_mode == want.st_mode or not modes, path
@@ -253,7 +265,7 @@ def test_copy2(room: Path, stored: Stored, source: Path) -> None:
     shutil.copy2(source / "large", room / "large")
     assert stored("large") == (source / "large").read_bytes()
     assert (room / "large").stat().st_mtime == 1_600_000_000
-    shutil.copytree(source, room / "tree")
+    shutil.copytree(source, room / "tree", symlinks=True)
     check_copy(source, stored, "tree", room, owners=False)
 
 

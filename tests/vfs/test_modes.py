@@ -12,9 +12,19 @@ from typing import Any
 import pytest
 
 from lazyfs.core import parts
-from lazyfs.core.errors import AccessDeniedError, PreconditionFailedError, StaleError, StoreError
+from lazyfs.core.errors import (
+    AccessDeniedError,
+    BadLinkError,
+    ExistsError,
+    NameTooLongError,
+    PreconditionFailedError,
+    ReadOnlyError,
+    StaleError,
+    StoreError,
+    UsageError,
+)
 from lazyfs.core.posix import Posix, from_metadata
-from lazyfs.core.types import ROOT_INO, Attributes, Changes, Range
+from lazyfs.core.types import ROOT_INO, Attributes, Changes, Kind, Range
 from lazyfs.vfs import modes
 from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
 
@@ -437,3 +447,77 @@ async def test_an_object_that_may_not_be_asked_looks_as_the_mount_says(mount: Mo
             await m.lookup("g")
         error.clear()
         assert looks(await m.lookup("g")) == (0o640, 7, 8)
+
+
+# -- symbolic links -------------------------------------------------------------------------------------------------
+
+
+async def test_a_link_is_an_object_that_holds_its_target(mount: Mounting, store: SmallPages, clock: Clock) -> None:
+    target = b"../some where/\xff" * 5
+    async with mount() as m:
+        store.requests.clear()
+        link = await m.fs.make_link(ROOT_INO, "link", target, Posix(mode=0, uid=7, gid=8))
+        assert asked(store) == ["put"]
+        assert (link.kind, link.mode, link.size, link.mtime_ns) == (Kind.SYMLINK, 0o120777, 75, clock.now_ns)
+        assert await m.fs.read_link(link.ino) == target
+        assert "get" not in asked(store)
+        assert store.body("link") == target
+        assert said(store, "link") == Posix(mode=0o120777, uid=7, gid=8, mtime_ns=clock.now_ns)
+        assert looks(await m.fs.setattr(link.ino, Changes(uid=1, mtime_ns=5))) == (0o777, 1, 8)
+        assert said(store, "link") == Posix(mode=0o120777, uid=1, gid=8, mtime_ns=5)
+        await m.namespace.refresh()
+        assert (await m.lookup("link")).ino == link.ino
+    async with mount() as m:
+        link = await m.lookup("link")
+        assert link.kind is Kind.SYMLINK
+        assert await m.fs.read_link(link.ino) == target
+        store.put_now("link", b"a file of others")
+        await m.namespace.refresh()
+        assert (await m.lookup("link")).kind is Kind.FILE
+        await m.fs.unlink(ROOT_INO, "link")
+        assert store.keys() == []
+
+
+async def test_a_link_that_cannot_be_made(mount: Mounting, store: SmallPages) -> None:
+    store.put_now("f", b"1")
+    async with mount() as m:
+        with pytest.raises(ExistsError):
+            await m.fs.make_link(ROOT_INO, "f", b"x")
+        with pytest.raises(NameTooLongError):
+            await m.fs.make_link(ROOT_INO, "long", b"x" * 4096)
+        store.put_now("theirs", b"1")
+        with pytest.raises(ExistsError):
+            await m.fs.make_link(ROOT_INO, "theirs", b"x")
+        await m.settle()
+        assert store.body("theirs") == b"1"
+        assert (await m.lookup("theirs")).kind is Kind.FILE
+        with pytest.raises(UsageError):
+            await m.fs.read_link((await m.lookup("f")).ino)
+    async with mount(read_only=True) as m:
+        with pytest.raises(ReadOnlyError):
+            await m.fs.make_link(ROOT_INO, "link", b"x")
+
+
+async def test_what_cannot_be_a_target_is_not_told(mount: Mounting, store: SmallPages) -> None:
+    store.put_now("nul", b"a\0b")
+    store.put_now("huge", b"x" * 5000)
+    store.put_now("empty", b"")
+    async with mount() as m:
+        for name in ("nul", "huge", "empty"):
+            ino = (await m.lookup(name)).ino
+            await m.namespace.describe(ino, Posix(mode=0o120777))
+            with pytest.raises(BadLinkError):
+                await m.fs.read_link(ino)
+
+
+async def test_links_of_others_are_found_where_objects_are_asked(mount: Mounting, store: SmallPages) -> None:
+    link = Posix(mode=0o120777).to_metadata()
+    store.put_now("link", b"f", metadata=link)
+    store.put_now("empty", b"", metadata=link)
+    store.put_now("huge", b"x" * 4096, metadata=link)
+    async with mount(asks_modes=True) as m:
+        found = await m.lookup("link")
+        assert (found.kind, found.mode) == (Kind.SYMLINK, 0o120777)
+        assert await m.fs.read_link(found.ino) == b"f"
+        assert (await m.lookup("empty")).mode == 0o100777, "what no target can be is no link"
+        assert (await m.lookup("huge")).mode == 0o100777
