@@ -386,6 +386,7 @@ def _policy(config: Config, capabilities: Capabilities) -> Policy:
         gid=config.mount.gid,
         file_mode=config.mount.file_mode,
         dir_mode=config.mount.dir_mode,
+        xattrs=config.mount.xattrs,
         asks_modes=config.mount.posix_metadata == "lazy",
     )
 

@@ -176,6 +176,13 @@ class MountConfig:
         default="off",
         default_text="off",
     )
+    xattrs: bool = _option(
+        "xattrs",
+        parse_switch,
+        "",
+        "Keep extended attributes user.* as metadata of the object. The kernel then asks for one before each write.",
+        default=False,
+    )
     foreground: bool = _option(
         "foreground", parse_switch, "", "Stay in the foreground and log to the terminal.", default=False, short="f"
     )

@@ -26,10 +26,11 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
+    XAttrNameT,
 )
 
 from lazyfs.core.errors import BadNameError, LazyfsError, NoEntryError, NotSupportedError, UsageError
-from lazyfs.core.posix import Posix
+from lazyfs.core.posix import MAX_ID, Posix
 from lazyfs.core.types import Attributes, Buffer, Changes, Range
 from lazyfs.vfs.filesystem import FileSystem
 
@@ -89,8 +90,10 @@ def to_entry(attributes: Attributes) -> EntryAttributes:
 
 
 def _made(mode: int, ctx: RequestContext) -> Posix:
-    """Whose a new file is, and who may do what with it. The kernel has taken the umask off already."""
-    return Posix(mode=mode, uid=ctx.uid, gid=ctx.gid)
+    """Whose a new file is, and who may do what with it. The kernel has taken the umask off already; an id that means
+    nothing outside of somebody's container is nobody's."""
+    uid, gid = (one if one <= MAX_ID else None for one in (ctx.uid, ctx.gid))
+    return Posix(mode=mode, uid=uid, gid=gid)
 
 
 class Adapter(pyfuse3.Operations):
@@ -268,6 +271,36 @@ class Adapter(pyfuse3.Operations):
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Where it leads, as it was told."""
         return FileNameT(await self._fs.read_link(inode))
+
+    # -- extended attributes: where they are off, the kernel is told once never to ask again -------------------
+
+    def _check_xattrs(self) -> None:
+        if not self._fs.policy.xattrs:
+            raise FUSEError(errno.ENOSYS)
+
+    @_door
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """One attribute."""
+        self._check_xattrs()
+        return await self._fs.xattrs.get(inode, name)
+
+    @_door
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """The names of all."""
+        self._check_xattrs()
+        return [XAttrNameT(name) for name in await self._fs.xattrs.names(inode)]
+
+    @_door
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Make or replace one; pyfuse3 has looked at XATTR_CREATE and XATTR_REPLACE."""
+        self._check_xattrs()
+        await self._fs.xattrs.set(inode, name, value)
+
+    @_door
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Take one away."""
+        self._check_xattrs()
+        await self._fs.xattrs.remove(inode, name)
 
     @_door
     async def link(

@@ -33,6 +33,7 @@ from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.renaming import Journal, Renamer
 from lazyfs.vfs.writer import Writer
 from lazyfs.vfs.writers import Writers
+from lazyfs.vfs.xattrs import Xattrs
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,14 @@ class FileSystem:
             policy=policy,
             clock_ns=clock_ns,
             modes=self._modes,
+        )
+        self.xattrs = Xattrs(
+            namespace=namespace,
+            store=store,
+            handles=self.handles,
+            modes=self._modes,
+            policy=policy,
+            clock_ns=clock_ns,
         )
         self._links = Links(
             namespace=namespace,
@@ -203,6 +212,8 @@ class FileSystem:
             raise BusyError(f"{node.name!r} is not finished")
         fh, file = self.handles.open_file(node, pid=pid, writable=writable)
         try:
+            if writable and self.policy.xattrs:
+                await self.xattrs.load(file)
             if writable and flags & os.O_TRUNC:
                 await self._writers.truncate(file, 0)
             elif not file.node.is_local:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -29,6 +30,8 @@ class OpenFile:
     writers: int = 0
     """How many of the handles may write."""
     deleted: bool = False
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """User metadata besides mode, owner and time that its next object gets."""
     ino: int = field(init=False)
     """As the kernel knows it. The name may have got another inode since, from whoever replaced the object meanwhile."""
 

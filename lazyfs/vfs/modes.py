@@ -4,7 +4,7 @@ Promises that stat tells what a program has set, and that the bucket has it too,
 upload of what is not finished yet, by a copy onto itself for what is. A time alone is kept here, and goes along with
 the next of these. What nobody has set here looks as the mount says or, where the mount asks objects, as they say.
 
-Hard points: an ETag that such a copy changes is followed by all who know the old one (`_put`), so that what is cached
+Hard points: an ETag that such a copy changes is followed by all who know the old one (`put`), so that what is cached
 and open stays; an upload of several parts gets its metadata when it begins, and may need that copy at its end
 (`settled`).
 """
@@ -24,10 +24,11 @@ from lazyfs.core.errors import (
     StaleError,
 )
 from lazyfs.core.parts import MAX_COPY_BYTES
-from lazyfs.core.posix import GROUP, OWNER, PERMISSIONS, UNKNOWN, Posix, from_metadata
+from lazyfs.core.posix import ATIME, MTIME, UNKNOWN, Posix, from_metadata
 from lazyfs.core.types import ROOT_INO, Attributes, Changes, Kind, ObjectId
 from lazyfs.index.base import NO_MODE, Node, is_archived
 from lazyfs.store.base import PutOptions, Store
+from lazyfs.store.metadata import changed
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
@@ -134,7 +135,7 @@ class Modes:
         if (changes.mode, changes.uid, changes.gid, changes.mtime_ns) == (None, None, None, None):
             known = self._handles.by_ino(ino)
             return self._namespace.node(ino) if known is None else known.node
-        async with self._held(ino) as file:
+        async with self.held(ino) as file:
             node = self._namespace.node(ino) if file is None else file.node
             before = self.of(node)
             after = Posix(
@@ -148,13 +149,13 @@ class Modes:
                     return node
                 return await self._note(node, file, Posix(mtime_ns=changes.mtime_ns))
             if node.kind is Kind.DIRECTORY:
-                await self._mark(node, after)
-            elif self._is_stored(node, file):
-                node = await self._put(node, file, after)
+                await self.mark(node, after.to_metadata())
+            elif self.is_stored(node, file):
+                node = await self.put(node, file, after.to_metadata())
             return await self._note(node, file, after)
 
     @contextlib.asynccontextmanager
-    async def _held(self, ino: int) -> AsyncIterator[OpenFile | None]:
+    async def held(self, ino: int) -> AsyncIterator[OpenFile | None]:
         """The file, as if it had been opened, while nothing else changes it; None for a directory."""
         if self._handles.by_ino(ino) is None and self._namespace.node(ino).kind is Kind.DIRECTORY:
             yield None
@@ -168,7 +169,7 @@ class Modes:
         finally:
             self._handles.close_file(fh)
 
-    def _is_stored(self, node: Node, file: OpenFile | None) -> bool:
+    def is_stored(self, node: Node, file: OpenFile | None) -> bool:
         """Whether the bucket has the file as it is, so that no upload will tell it."""
         if node.is_local or not self._namespace.has(node.ino):
             return False
@@ -187,11 +188,11 @@ class Modes:
             file.node = changed
         return changed
 
-    async def _put(self, node: Node, file: OpenFile | None, posix: Posix) -> Node:
-        """Let the object say it."""
+    async def put(self, node: Node, file: OpenFile | None, changes: Mapping[str, str | None]) -> Node:
+        """Change metadata of a stored object; its row then. StaleError, StoreError."""
         oid = ObjectId(self._namespace.key(node), node.etag)
         try:
-            etag = await self._set(oid, node.size, posix.to_metadata())
+            etag = await self._set(oid, node.size, changes)
         except (PreconditionFailedError, NotFoundError) as error:
             self._namespace.expire(node.parent, node.name)
             raise StaleError(f"{oid.key!r} was replaced or deleted in the bucket meanwhile") from error
@@ -203,9 +204,9 @@ class Modes:
             file.writer.follow(etag)
         return await self._namespace.put_file(node.parent, node.name, size=node.size, mtime_ns=node.mtime_ns, etag=etag)
 
-    async def _mark(self, node: Node, posix: Posix) -> None:
-        """Let the directory's marker say it; the root of a bucket has none."""
-        key, metadata = self._namespace.key(node), posix.to_metadata()
+    async def mark(self, node: Node, changes: Mapping[str, str | None]) -> None:
+        """Change metadata of a directory's marker, made if need be; the root of a bucket has none. StoreError."""
+        key = self._namespace.key(node)
         if not key:
             return
         try:
@@ -213,37 +214,37 @@ class Modes:
         except NotFoundError:
             info = None
         if info is not None and info.size:
-            await self._store.set_metadata(info.oid, metadata)
+            await self._store.set_metadata(info.oid, changes)
         else:
-            known = {} if info is None else info.metadata
-            await self._store.put(key, b"", options=PutOptions(metadata={**known, **metadata}))
+            metadata = changed({} if info is None else info.metadata, changes)
+            await self._store.put(key, b"", options=PutOptions(metadata=metadata))
 
     # -- uploads -----------------------------------------------------------------------------------------------------
 
     def metadata(self, file: OpenFile) -> Mapping[str, str]:
         """What an upload of `file` that begins now says of it."""
-        return self.of(file.node).to_metadata()
+        return {**file.extra, **self.of(file.node).to_metadata()}
 
-    async def settled(self, oid: ObjectId, size: int, sent: Mapping[str, str], node: Node) -> str:
-        """Just uploaded with metadata `sent`, since when mode and owner may have changed; its ETag in the end.
+    async def settled(self, oid: ObjectId, size: int, sent: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+        """Just uploaded with metadata `sent`, and more than a time has changed since; its ETag in the end.
 
         What cannot be told the bucket is known here all the same: the bytes are there.
         """
-        wanted = self.of(node).to_metadata()
-        if all(sent.get(key) == wanted[key] for key in (PERMISSIONS, OWNER, GROUP)):
+        differ = {key for key in {*sent, *wanted} if sent.get(key) != wanted.get(key)}
+        if differ <= {MTIME, ATIME}:
             return oid.etag
         try:
-            return await self._set(oid, size, wanted)
+            return await self._set(oid, size, {key: wanted.get(key) for key in differ})
         except LazyfsError as error:
             log.warning("mode and owner of %r are known here only: %s", oid.key, error)
             return oid.etag
 
-    async def _set(self, oid: ObjectId, size: int, metadata: Mapping[str, str]) -> str:
-        """Give a version these metadata; its ETag then. What is here of it stays."""
+    async def _set(self, oid: ObjectId, size: int, changes: Mapping[str, str | None]) -> str:
+        """Change metadata of a version; its ETag then. What is here of it stays."""
         if size > MAX_COPY_BYTES:
             log.info("%r is too large to be copied onto itself: its mode and owner are known here only", oid.key)
             return oid.etag
-        etag = await self._store.set_metadata(oid, metadata)
+        etag = await self._store.set_metadata(oid, changes)
         if etag != oid.etag:
             self._reader.copied(oid, ObjectId(oid.key, etag))
         return etag

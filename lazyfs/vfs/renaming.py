@@ -211,7 +211,8 @@ class Renamer:
 
     async def _copy_below(self, info: ObjectInfo, key: str, directory: Node) -> str:
         if _is_marker(info):
-            await _put_marker(self._store, info.key, key)
+            with contextlib.suppress(NotFoundError):
+                await _put_marker(self._store, info.key, key)
             return info.etag
         return await self._copy(info.oid, key, directory)
 

@@ -74,7 +74,7 @@ class Writers:
         last writer wins, as S3 always had it."""
         writer = self._new_writer(key, content, condition if self._policy.conditional_put else Condition())
         if file is not None:
-            writer.metadata = lambda: self._modes.of(file.node).to_metadata()
+            writer.metadata = lambda: self._modes.metadata(file)
         return writer
 
     async def truncate(self, file: OpenFile, size: int) -> None:
@@ -139,7 +139,7 @@ class Writers:
                 raise
             assert writer.etag is not None
             oid = ObjectId(writer.key, writer.etag)
-            writer.follow(await self._modes.settled(oid, writer.size, writer.sent, file.node))
+            writer.follow(await self._modes.settled(oid, writer.size, writer.sent, writer.metadata()))
             node = file.node
             file.node = await self._namespace.put_file(
                 node.parent,

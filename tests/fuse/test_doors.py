@@ -22,12 +22,8 @@ UNSAID = {
     "init",
     "stacktrace",
     "access",
-    "getxattr",
-    "listxattr",
     "mknod",
     "poll",
-    "removexattr",
-    "setxattr",
 }
 """Operations that are pyfuse3's own: not offered (ENOSYS), or not a request."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -136,3 +137,54 @@ def test_links_of_others(mount: Mounter, bucket: str, client: Minio) -> None:
     put(client, bucket, "fsx", b"no link now", {})
     with (root / "fsx").open("rb") as file:
         assert file.read() == b"content", "within the lease"
+
+
+def test_extended_attributes(mount: Mounter, bucket: str, client: Minio, tmp_path: Path) -> None:
+    put(client, bucket, "theirs", b"1", {"colour": "blue"})
+    root = mount("--xattrs", "--part-size", "5MiB").path
+    assert os.listxattr(root / "theirs") == ["user.colour"]
+    assert os.getxattr(root / "theirs", "user.colour") == b"blue"
+    (root / "f").write_bytes(b"content")
+    os.setxattr(root / "f", "user.a", b"1", os.XATTR_CREATE)
+    os.setxattr(root / "f", "user.b", bytes(range(100)))
+    os.setxattr(root / "f", "user.empty", b"")
+    with pytest.raises(FileExistsError):
+        os.setxattr(root / "f", "user.a", b"2", os.XATTR_CREATE)
+    os.setxattr(root / "f", "user.a", b"2", os.XATTR_REPLACE)
+    assert said(client, bucket, "f")["a"] == "2"
+    (root / "f").write_bytes(b"rewritten")
+    (root / "f").chmod(0o600)
+    assert {name: os.getxattr(root / "f", name) for name in os.listxattr(root / "f")} == {
+        "user.a": b"2",
+        "user.b": bytes(range(100)),
+        "user.empty": b"",
+    }
+    os.removexattr(root / "f", "user.b")
+    for act, error in [
+        (lambda: os.getxattr(root / "f", "user.b"), errno.ENODATA),
+        (lambda: os.removexattr(root / "f", "user.b"), errno.ENODATA),
+        (lambda: os.setxattr(root / "f", "user.b", b"2", os.XATTR_REPLACE), errno.ENODATA),
+        (lambda: os.setxattr(root / "f", "user.Upper", b"2"), errno.EOPNOTSUPP),
+        (lambda: os.setxattr(root / "f", "trusted.a", b"2"), errno.EOPNOTSUPP),
+        (lambda: os.setxattr(root / "f", "user.b", bytes(3000)), errno.ENOSPC),
+    ]:
+        with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is looked at
+            act()
+        assert raised.value.errno == error
+    for size in (10, 12 * 1024**2):
+        (tmp_path / "source").write_bytes(bytes(size))
+        os.setxattr(tmp_path / "source", "user.origin", b"https://example.org/a b")
+        subprocess.run(["cp", "-a", tmp_path / "source", root / "copied"], check=True, stderr=subprocess.PIPE)
+        subprocess.run(["rsync", "-aX", tmp_path / "source", root / "synced"], check=True, stderr=subprocess.PIPE)
+        for name in ("copied", "synced"):
+            assert os.getxattr(root / name, "user.origin") == b"https://example.org/a b"
+            assert said(client, bucket, name)["origin"] == "https://example.org/a b"
+
+
+def test_without_extended_attributes_the_kernel_stops_asking(mount: Mounter) -> None:
+    root = mount().path
+    (root / "f").write_bytes(b"content")
+    for act in (lambda: os.listxattr(root / "f"), lambda: os.setxattr(root / "f", "user.a", b"1")):
+        with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is looked at
+            act()
+        assert raised.value.errno == errno.EOPNOTSUPP
