@@ -193,8 +193,10 @@ class Modes:
         oid = ObjectId(self._namespace.key(node), node.etag)
         try:
             etag = await self._set(oid, node.size, changes)
-        except (PreconditionFailedError, NotFoundError) as error:
-            self._namespace.expire(node.parent, node.name)
+        except LazyfsError as error:
+            self._namespace.expire(node.parent, node.name)  # whether it was done after all, only the bucket knows
+            if not isinstance(error, PreconditionFailedError | NotFoundError):
+                raise
             raise StaleError(f"{oid.key!r} was replaced or deleted in the bucket meanwhile") from error
         if etag == node.etag:
             return node
@@ -237,6 +239,7 @@ class Modes:
             return await self._set(oid, size, {key: wanted.get(key) for key in differ})
         except LazyfsError as error:
             log.warning("mode and owner of %r are known here only: %s", oid.key, error)
+            self._namespace.expire_key(oid)
             return oid.etag
 
     async def _set(self, oid: ObjectId, size: int, changes: Mapping[str, str | None]) -> str:
