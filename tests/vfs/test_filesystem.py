@@ -658,6 +658,18 @@ async def test_a_file_unlinked_while_it_is_open_is_not_brought_back_by_a_write(
         assert await m.names() == []
 
 
+async def test_what_is_written_to_a_file_that_has_no_name_leaves_no_upload(mount: Mounting, store: SmallPages) -> None:
+    store.put_now("a", b"12345")
+    async with mount() as m:
+        ino, fh = await m.open("a", os.O_RDWR)
+        assert bytes(await m.fs.read(ino, fh, Range(0, 5))) == b"12345"
+        await m.fs.unlink(ROOT_INO, "a")
+        await m.fs.write(ino, fh, 5, b"x" * 3 * PART)
+        await close(m, ino, fh)
+        assert store._uploads == {}
+        assert store.keys() == []
+
+
 async def test_a_rename_takes_readers_and_writers_along(mount: Mounting, store: SmallPages) -> None:
     async with mount() as m:
         ino, fh = await m.create("a")
