@@ -329,8 +329,9 @@ class FileSystem:
         if handle.refused is not None and not file.deleted:
             log.error("%r was changed through a mapping after close, which is lost: %s", file.node.name, handle.refused)
         try:
-            if last_writer and file.deleted:
-                await file.discard()  # it may have been written to since, and parts have gone up
+            if last_writer and file.deleted:  # it may have been written to since, and parts have gone up
+                async with file.turn:
+                    await file.discard()
             if last_writer and self._is_unfinished(file):
                 await self._writers.commit(file)
         except LazyfsError as error:

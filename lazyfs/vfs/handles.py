@@ -25,7 +25,7 @@ class OpenFile:
     """The version that readers read; None until there is one in the bucket."""
     writer: Writer | None = None
     turn: trio.Lock = field(default_factory=trio.Lock)
-    """Held by whoever uses `writer`: writes, truncation, commit."""
+    """Held by whoever uses `writer` or changes what the object says: writes, truncation, commit, chmod, setxattr."""
     handles: int = 0
     writers: int = 0
     """How many of the handles may write."""

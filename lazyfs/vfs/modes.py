@@ -176,17 +176,17 @@ class Modes:
         return file is None or file.writer is None or file.writer.is_clean
 
     async def _note(self, node: Node, file: OpenFile | None, posix: Posix) -> Node:
-        changed = await self._namespace.describe(node.ino, posix)
-        if changed is None:  # deleted or replaced while it is open
-            changed = node._replace(
+        row = await self._namespace.describe(node.ino, posix)
+        if row is None:  # deleted or replaced while it is open
+            row = node._replace(
                 mode=node.mode if posix.mode is None else posix.mode,
                 uid=node.uid if posix.uid is None else posix.uid,
                 gid=node.gid if posix.gid is None else posix.gid,
                 mtime_ns=node.mtime_ns if posix.mtime_ns is None else posix.mtime_ns,
             )
         if file is not None:
-            file.node = changed
-        return changed
+            file.node = row
+        return row
 
     async def put(self, node: Node, file: OpenFile | None, changes: Mapping[str, str | None]) -> Node:
         """Change metadata of a stored object; its row then. StaleError, StoreError."""

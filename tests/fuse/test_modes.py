@@ -62,6 +62,39 @@ def test_objects_are_asked_when_somebody_looks_at_them(
     assert (third.path / "d/f3").stat().st_mode == 0o100750, "what the index knows is told without asking too"
 
 
+def as_nobody(where: Path, script: str) -> tuple[int, str]:
+    """How a shell script of another user ends, and what it says."""
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=where, user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_kernel_checks_modes_and_owners(mount: Mounter, bucket: str, client: Minio) -> None:
+    root = mount("--allow-other").path
+    (root / "secret").write_bytes(b"secret")
+    (root / "secret").chmod(0o600)
+    (root / "open").mkdir()
+    (root / "open").chmod(0o1777)
+    (root / "open/ours").write_bytes(b"ours")
+    assert as_nobody(root, "cat open/ours") == (0, "ours")
+    for script in ("cat secret", "echo x >> open/ours", "chmod 666 open/ours", "rm -f open/ours", "echo x > theirs"):
+        status, message = as_nobody(root, script)
+        assert status, script
+        assert "denied" in message or "not permitted" in message
+    assert as_nobody(root, "umask 077; echo theirs > open/theirs; chmod 640 open/theirs; cat open/theirs") == (
+        0,
+        "theirs\n",
+    )
+    assert as_nobody(root, "chown 0 open/theirs")[0]
+    now = (root / "open/theirs").stat()
+    assert (now.st_mode, now.st_uid, now.st_gid) == (0o100640, 65534, 65534)
+    assert said(client, bucket, "open/theirs")["file-owner"] == "65534"
+    os.chown(root / "secret", 65534, -1)
+    assert as_nobody(root, "cat secret") == (0, "secret")
+
+
 def test_symbolic_links(mount: Mounter, bucket: str, client: Minio) -> None:
     here = mount()
     root = here.path
