@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -193,14 +194,15 @@ def test_extended_attributes(mount: Mounter, bucket: str, client: Minio, tmp_pat
         "user.empty": b"",
     }
     os.removexattr(root / "f", "user.b")
-    for act, error in [
+    refused: list[tuple[Callable[[], object], int]] = [
         (lambda: os.getxattr(root / "f", "user.b"), errno.ENODATA),
         (lambda: os.removexattr(root / "f", "user.b"), errno.ENODATA),
         (lambda: os.setxattr(root / "f", "user.b", b"2", os.XATTR_REPLACE), errno.ENODATA),
         (lambda: os.setxattr(root / "f", "user.Upper", b"2"), errno.EOPNOTSUPP),
         (lambda: os.setxattr(root / "f", "trusted.a", b"2"), errno.EOPNOTSUPP),
         (lambda: os.setxattr(root / "f", "user.b", bytes(3000)), errno.ENOSPC),
-    ]:
+    ]
+    for act, error in refused:
         with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is looked at
             act()
         assert raised.value.errno == error
