@@ -44,8 +44,6 @@ from lazyfs.tiers import opened_cache
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.fetcher import Fetcher, nothing_waits
 from lazyfs.vfs.filesystem import FileSystem
-from lazyfs.vfs.handles import Handles
-from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.preloader import Preloader
@@ -55,7 +53,6 @@ from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
 from lazyfs.vfs.uploads import Uploads
 from lazyfs.vfs.watching import Watcher
-from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
 from lazyfs.writeback import drain, new_uploader, opened_backlog
 
@@ -315,16 +312,6 @@ def _build(
         )
 
     reader = Reader(fetcher=fetcher, whole_object_bytes=WHOLE_OBJECT_BYTES, stats=stats)
-    handles, lost = Handles(), LostAndFound(namespace.root, time.time_ns)
-    write_back = uploader = None
-    if backlog is not None:
-        write_back = WriteBack(
-            backlog=backlog, namespace=namespace, index=index, handles=handles, reader=reader, lost=lost
-        )
-        conditional = bare.capabilities.conditional_put
-        uploader = new_uploader(
-            config, write_back, store=store, uploads=uploads, memory=cache.memory, conditional=conditional
-        )
     filesystem = FileSystem(
         namespace=namespace,
         store=store,
@@ -336,11 +323,15 @@ def _build(
         journal=journal,
         clock_ns=time.time_ns,
         still_open=still_open,
-        handles=handles,
-        lost=lost,
-        write_back=write_back,
+        backlog=backlog,
         fsync_to_bucket=config.write.fsync == "s3",
     )
+    uploader = None
+    if filesystem.write_back is not None:
+        conditional, later = bare.capabilities.conditional_put, filesystem.write_back
+        uploader = new_uploader(
+            config, later, store=store, uploads=uploads, memory=cache.memory, conditional=conditional
+        )
     session = Session(
         filesystem,
         mountpoint=config.mount.mountpoint,
@@ -362,7 +353,7 @@ def _build(
         slots=slots,
         spool=spool,
         preloader=preloader,
-        write_back=write_back,
+        write_back=filesystem.write_back,
         uploader=uploader,
         stores=_stores(config, bare, stats),
         started_s=time.time(),
@@ -383,6 +374,8 @@ def _policy(config: Config, capabilities: Capabilities) -> Policy:
         gid=config.mount.gid,
         file_mode=config.mount.file_mode,
         dir_mode=config.mount.dir_mode,
+        xattrs=config.mount.xattrs,
+        asks_modes=config.mount.posix_metadata == "lazy",
     )
 
 

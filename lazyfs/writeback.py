@@ -93,7 +93,9 @@ def new_uploader(
         options=PutOptions(storage_class=config.write.storage_class),
         conditional=conditional,
         backoff=Backoff(base_s=1.0, cap_s=RETRY_CAP_S),
+        metadata=write_back.metadata,
         landed=write_back.landed,
+        restate=write_back.restate,
         keep=write_back.keep,
         lost=write_back.lost,
     )

@@ -83,6 +83,7 @@ LIMITS = {
     "folds-slashes": "keeps keys as paths of a file system: an empty component, `.` and `..` are refused or folded",
     "file-and-directory": "`a` and `a/b` cannot both exist",
     "marker-etag": "gives a `dir/` marker no ETag",
+    "marker-metadata": "gives a `dir/` marker no user metadata",
     "small-parts": "completes an upload whose parts are too small",
     "control-keys": "answers 404 or 500 to keys with a newline and some control characters (moto behind Flask)",
     "copy-if-match": "ignores x-amz-copy-source-if-match (moto)",
@@ -91,7 +92,9 @@ LIMITS = {
 }
 """What a server is known not to do, and where that is known from. A limit that no longer holds fails its test."""
 MOTO_LIMITS = frozenset({"control-keys", "copy-if-match", "unknown-upload", "signatures"})
-GATEWAY_LIMITS = frozenset({"conditional-put", "folds-slashes", "file-and-directory", "marker-etag", "small-parts"})
+GATEWAY_LIMITS = frozenset(
+    {"conditional-put", "folds-slashes", "file-and-directory", "marker-etag", "marker-metadata", "small-parts"}
+)
 
 
 @contextlib.contextmanager

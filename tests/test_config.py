@@ -125,6 +125,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "expected-bucket-owner": ("123456789012", "123456789012"),
     "read-only": ("yes", True),
     "allow-other": ("on", True),
+    "posix-metadata": ("lazy", "lazy"),
+    "xattrs": ("on", True),
     "uid": ("1000", 1000),
     "gid": ("0", 0),
     "file-mode": ("0640", 0o640),

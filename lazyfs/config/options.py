@@ -167,6 +167,22 @@ class MountConfig:
     dir_mode: int = _option(
         "dir-mode", parse_mode, "OCTAL", "Permission bits of directories.", default=0o755, default_text="0755"
     )
+    posix_metadata: Literal["off", "lazy"] = _option(
+        "posix-metadata",
+        one_of("off", "lazy"),
+        "off|lazy",
+        "Whether objects that others made are asked for mode, owner, time and symbolic links (FSx, s3fs, rclone): "
+        "lazy sends a HEAD when a version is first looked at.",
+        default="off",
+        default_text="off",
+    )
+    xattrs: bool = _option(
+        "xattrs",
+        parse_switch,
+        "",
+        "Keep extended attributes user.* as metadata of the object. The kernel then asks for one before each write.",
+        default=False,
+    )
     foreground: bool = _option(
         "foreground", parse_switch, "", "Stay in the foreground and log to the terminal.", default=False, short="f"
     )

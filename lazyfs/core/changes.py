@@ -20,6 +20,10 @@ from typing import Any
 
 from lazyfs.core.types import ANY, Condition, ObjectId
 
+MARK = "lazyfs-write"
+"""The key of the user metadata that has the token of the content. By it an object is known as ours, if its upload was
+done and the answer was lost, or the daemon killed."""
+
 
 class Op(enum.StrEnum):
     """What a change does to its key."""

@@ -167,6 +167,16 @@ class NameTooLongError(FileSystemError):
     errno = errno.ENAMETOOLONG
 
 
+class NoAttributeError(FileSystemError):
+    """There is no such extended attribute."""
+
+    errno = errno.ENODATA
+
+
+class BadLinkError(FileSystemError):
+    """A symbolic link whose object holds no target."""
+
+
 class ReadOnlyError(FileSystemError):
     """The mount is read-only."""
 

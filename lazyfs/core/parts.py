@@ -14,6 +14,8 @@ from lazyfs.core.types import Part, Range
 MAX_PARTS = 10_000
 MIN_PART_SIZE = 5 * 1024**2
 MAX_PART_SIZE = 5 * 1024**3
+MAX_COPY_BYTES = 5 * 1024**3
+"""The largest object that one server-side copy takes."""
 MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 _GROW_EVERY = 1_000
 

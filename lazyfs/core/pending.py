@@ -70,9 +70,10 @@ class Pending:
         """What the key shall become; None if the bucket says what it is."""
         return next((change for change in reversed(self._order.of_key(key)) if self.is_wanted(change)), None)
 
-    def expectation(self, change: Change) -> Condition:
-        """What the key of `change`, which is taken, holds now."""
-        return self._order.get(change.number).condition
+    def current(self, change: Change) -> Change:
+        """`change`, which is not over, as it is now: what its key holds may be known by now, and its metadata may have
+        been amended."""
+        return self._order.get(change.number)
 
     # -- planning: nothing is true yet -----------------------------------------------------------------------------
 
@@ -84,9 +85,9 @@ class Pending:
         """The key of `change` shall be so."""
         self._replace(plan, replace(change, vouches=change.size <= self._first_part))
 
-    def make_directory(self, plan: Plan, key: str) -> None:
+    def make_directory(self, plan: Plan, key: str, metadata: Mapping[str, str]) -> None:
         """The marker `key` shall exist. It vouches for nothing."""
-        self._replace(plan, Change(number=0, op=Op.PUT, key=key))
+        self._replace(plan, Change(number=0, op=Op.PUT, key=key, metadata=metadata))
 
     def delete(self, plan: Plan, key: str, condition: Condition) -> None:
         """`key`, which holds what `condition` says, shall not exist."""
@@ -183,7 +184,7 @@ class Pending:
         self._look(change.number)
 
     def change(self, change: Change) -> None:
-        """The change of this number is now so; see `followers`."""
+        """The change of this number is now so; see `current`."""
         self._order.change(change)
 
     def take(self) -> Change | None:

@@ -122,6 +122,7 @@ class Kind(enum.IntEnum):
 
     FILE = 0
     DIRECTORY = 1
+    SYMLINK = 2
 
 
 class Attributes(NamedTuple):

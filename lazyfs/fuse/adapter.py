@@ -26,9 +26,11 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
+    XAttrNameT,
 )
 
 from lazyfs.core.errors import BadNameError, LazyfsError, NoEntryError, NotSupportedError, UsageError
+from lazyfs.core.posix import MAX_ID, Posix
 from lazyfs.core.types import Attributes, Buffer, Changes, Range
 from lazyfs.vfs.filesystem import FileSystem
 
@@ -87,6 +89,13 @@ def to_entry(attributes: Attributes) -> EntryAttributes:
     return entry
 
 
+def _made(mode: int, ctx: RequestContext) -> Posix:
+    """Whose a new file is, and who may do what with it. The kernel has taken the umask off already; an id that means
+    nothing outside of somebody's container is nobody's."""
+    uid, gid = (one if one <= MAX_ID else None for one in (ctx.uid, ctx.gid))
+    return Posix(mode=mode, uid=uid, gid=gid)
+
+
 class Adapter(pyfuse3.Operations):
     """One FileSystem behind pyfuse3. Lookup counts are not kept: inode numbers are never used twice."""
 
@@ -141,7 +150,7 @@ class Adapter(pyfuse3.Operations):
     @_door
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """Create a directory."""
-        return to_entry(await self._fs.make_directory(parent_inode, _name(name)))
+        return to_entry(await self._fs.make_directory(parent_inode, _name(name), _made(mode, ctx)))
 
     @_door
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -213,7 +222,7 @@ class Adapter(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """A new file, open for writing."""
-        fh, attributes = await self._fs.create(parent_inode, _name(name), ctx.pid)
+        fh, attributes = await self._fs.create(parent_inode, _name(name), ctx.pid, _made(mode, ctx))
         return self._opened(attributes.ino, fh), to_entry(attributes)
 
     def _opened(self, ino: int, fh: int) -> FileInfo:
@@ -255,8 +264,43 @@ class Adapter(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        """Not yet."""
-        raise NotSupportedError("symbolic links")
+        """Create a symbolic link. Its target may be any bytes."""
+        return to_entry(await self._fs.make_link(parent_inode, _name(name), bytes(target), _made(0o777, ctx)))
+
+    @_door
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Where it leads, as it was told."""
+        return FileNameT(await self._fs.read_link(inode))
+
+    # -- extended attributes: where they are off, the kernel is told once never to ask again -------------------
+
+    def _check_xattrs(self) -> None:
+        if not self._fs.policy.xattrs:
+            raise FUSEError(errno.ENOSYS)
+
+    @_door
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """One attribute."""
+        self._check_xattrs()
+        return await self._fs.xattrs.get(inode, name)
+
+    @_door
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """The names of all."""
+        self._check_xattrs()
+        return [XAttrNameT(name) for name in await self._fs.xattrs.names(inode)]
+
+    @_door
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Make or replace one; pyfuse3 has looked at XATTR_CREATE and XATTR_REPLACE."""
+        self._check_xattrs()
+        await self._fs.xattrs.set(inode, name, value)
+
+    @_door
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Take one away."""
+        self._check_xattrs()
+        await self._fs.xattrs.remove(inode, name)
 
     @_door
     async def link(

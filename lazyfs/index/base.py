@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
+from lazyfs.core.posix import Posix
 from lazyfs.core.types import Kind
 
 LOCAL_ETAG = "<local>"
 """The ETag of a file that exists here and not in the bucket yet. No listing may touch such a row."""
 
+
+NO_MODE = 0
+"""The mode of a row whose object was asked for it and does not say."""
 
 NOTHING_BELOW: Mapping[str, str] = MappingProxyType({})
 
@@ -21,6 +26,8 @@ class Node(NamedTuple):
 
     `checked_ns`: when this entry alone was last seen to be true. `listed_ns`: when the listing that last told all
     entries of this directory began; None for files and for directories that were never fully listed.
+    `mode` is as in st_mode, `NO_MODE` if the object was asked and says nothing; it and the owner are None if they were
+    neither set here nor asked for.
     """
 
     ino: int
@@ -32,11 +39,16 @@ class Node(NamedTuple):
     storage_class: str
     checked_ns: int
     listed_ns: int | None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
 
     @property
     def kind(self) -> Kind:
-        """File or directory."""
-        return Kind.DIRECTORY if self.entry.endswith("/") or self.entry == "" else Kind.FILE
+        """File, directory or symbolic link. A link is one that we made or whose metadata were read."""
+        if self.entry.endswith("/") or self.entry == "":
+            return Kind.DIRECTORY
+        return Kind.SYMLINK if self.mode is not None and stat.S_ISLNK(self.mode) else Kind.FILE
 
     @property
     def name(self) -> str:
@@ -46,7 +58,7 @@ class Node(NamedTuple):
     @property
     def is_local(self) -> bool:
         """Whether this file is being written and is not in the bucket yet."""
-        return self.kind is Kind.FILE and self.etag == LOCAL_ETAG
+        return self.etag == LOCAL_ETAG
 
 
 ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
@@ -55,6 +67,15 @@ ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 def is_archived(node: Node) -> bool:
     """Whether the object lies in a storage class that must be restored before it can be read."""
     return node.storage_class in ARCHIVE_CLASSES
+
+
+class Row(NamedTuple):
+    """What is only here, by its path below the mounted prefix; a directory's ends in `/`."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    posix: Posix
 
 
 class Change(NamedTuple):

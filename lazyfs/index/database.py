@@ -21,8 +21,9 @@ from typing import TypeVar
 import trio
 
 from lazyfs.core.listing import Entry, PageFacts
+from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.types import ROOT_INO
-from lazyfs.index.base import NOTHING_BELOW, Applied, Node
+from lazyfs.index.base import NOTHING_BELOW, Applied, Node, Row
 from lazyfs.index.transactions import COLUMNS, DamagedIndexError, Newer, Transactions, connect
 
 T = TypeVar("T")
@@ -183,12 +184,18 @@ class Index:
         path = (self.path(parent) or "") if self._holds or self._let_go else ""
         return await self._run(lambda: self._writer.apply_names(parent, names, entries, newer, now_ns, path))
 
-    async def put_entry(self, parent: int, entry: Entry, *, now_ns: int) -> Node:
-        """Our own change: the entry is so now. Keeps the inode number of a row that is there."""
+    async def put_entry(self, parent: int, entry: Entry, *, now_ns: int, posix: Posix = UNKNOWN) -> Node:
+        """Our own change: the entry is so now. Keeps the inode number of a row that is there, and of its mode and owner
+        what `posix` does not know."""
         self.note_local(parent, entry.name.removesuffix("/"))
-        node, applied = await self._run_raw(lambda: self._writer.put_entry(parent, entry, now_ns))
+        node, applied = await self._run_raw(lambda: self._writer.put_entry(parent, entry, now_ns, posix))
         self._count(applied)
         return node
+
+    async def describe(self, ino: int, posix: Posix) -> Node | None:
+        """Mode, owner and modification time of an inode are so, as far as `posix` knows them; its row, None if it is
+        gone. Not a change of the object: it is as old or as new as before."""
+        return await self._run_raw(lambda: self._writer.describe(ino, posix))
 
     async def remove_entry(self, parent: int, name: str) -> None:
         """Our own change: entry `name` (with `/` for a directory) is gone."""
@@ -213,10 +220,9 @@ class Index:
         self._count(applied)
         return moved
 
-    async def restore(self, made: Sequence[tuple[str, int, int]], gone: Sequence[str] = ()) -> None:
-        """(path, size, mtime in ns) of what is only here, whether it was known or not; and paths that are only in the
-        bucket, and shall not be."""
-        for path in (*(path for path, _, _ in made), *gone):
+    async def restore(self, made: Sequence[Row], gone: Sequence[str] = ()) -> None:
+        """What is only here, whether it was known or not; and paths that are only in the bucket, and shall not be."""
+        for path in (*(row.path for row in made), *gone):
             parent = self.find_directory(path.removesuffix("/").rpartition("/")[0])
             if parent is not None:
                 self.note_local(parent, path.removesuffix("/").rpartition("/")[2])

@@ -24,6 +24,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lazyfs.core.errors import LazyfsError
+from lazyfs.core.posix import GIVES_RIGHTS, MAX_ID
 from lazyfs.core.types import ROOT_INO
 from lazyfs.index.base import LOCAL_ETAG
 from lazyfs.index.transactions import SCHEMA, SCHEMA_VERSION, connect
@@ -91,6 +92,7 @@ def _strip(copy: Path) -> tuple[int, int]:
             "UPDATE node SET listed_ns = NULL WHERE ino IN (SELECT parent FROM node WHERE etag = ?)", (LOCAL_ETAG,)
         )
         db.execute("DELETE FROM node WHERE etag = ?", (LOCAL_ETAG,))
+        db.execute(f"UPDATE node SET mode = mode & ~{GIVES_RIGHTS} WHERE mode & {GIVES_RIGHTS}")
         db.execute("DELETE FROM meta WHERE key <> 'identity'")
         db.execute("INSERT INTO meta VALUES (?, '')", (_IMPORT_STATE,))
         files, size = _count(db)
@@ -220,6 +222,9 @@ SELECT 1 FROM node WHERE ino < 1
     OR typeof(size) <> 'integer' OR size < 0 OR typeof(mtime_ns) <> 'integer' OR typeof(checked_ns) <> 'integer'
     OR typeof(listed_ns) NOT IN ('integer', 'null') OR typeof(etag) <> 'text' OR typeof(storage_class) <> 'text'
     OR typeof(parent) <> 'integer' OR typeof(entry) <> 'text' OR etag = '{LOCAL_ETAG}' OR instr(entry, char(0))
+    OR (mode IS NOT NULL AND (typeof(mode) <> 'integer' OR mode & ~{0o177777 & ~GIVES_RIGHTS}))
+    OR (uid IS NOT NULL AND (typeof(uid) <> 'integer' OR uid NOT BETWEEN 0 AND {MAX_ID}))
+    OR (gid IS NOT NULL AND (typeof(gid) <> 'integer' OR gid NOT BETWEEN 0 AND {MAX_ID}))
     OR (ino <> {ROOT_INO} AND (
         entry IN ('', '/', '.', './', '..', '../') OR instr(substr(entry, 1, length(entry) - 1), '/')))
 LIMIT 1

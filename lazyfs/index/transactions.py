@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs.core.listing import Entry, PageFacts, Slice, diff
+from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.types import ROOT_INO
-from lazyfs.index.base import LOCAL_ETAG, Applied, Change, Node
+from lazyfs.index.base import LOCAL_ETAG, Applied, Change, Node, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Newer:
     """Whether that is so of this path."""
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = f"""
 CREATE TABLE node (
     ino INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -39,7 +40,10 @@ CREATE TABLE node (
     etag TEXT NOT NULL DEFAULT '',
     storage_class TEXT NOT NULL DEFAULT '',
     checked_ns INTEGER NOT NULL DEFAULT 0,
-    listed_ns INTEGER
+    listed_ns INTEGER,
+    mode INTEGER,
+    uid INTEGER,
+    gid INTEGER
 );
 CREATE UNIQUE INDEX node_entry ON node (parent, entry);
 CREATE INDEX node_local ON node (ino) WHERE etag = '{LOCAL_ETAG}';
@@ -49,10 +53,11 @@ INSERT INTO total VALUES (0, 0);
 INSERT INTO node (ino, parent, entry) VALUES ({ROOT_INO}, 0, '');
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-COLUMNS = "ino, parent, entry, size, mtime_ns, etag, storage_class, checked_ns, listed_ns"
+COLUMNS = "ino, parent, entry, size, mtime_ns, etag, storage_class, checked_ns, listed_ns, mode, uid, gid"
 _INSERT = (
     "INSERT INTO node (parent, entry, size, mtime_ns, etag, storage_class, checked_ns) VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+_DESCRIBE = "mode = coalesce(?, mode), uid = coalesce(?, uid), gid = coalesce(?, gid)"
 _BUSY_TIMEOUT_S = 10.0
 
 
@@ -146,7 +151,7 @@ class Transactions:
                 self._apply_slice(parent, piece, newer, now_ns, applied, only=name)
         return applied
 
-    def put_entry(self, parent: int, entry: Entry, now_ns: int) -> tuple[Node, Applied]:
+    def put_entry(self, parent: int, entry: Entry, now_ns: int, posix: Posix) -> tuple[Node, Applied]:
         """The entry is so now; see Index.put_entry."""
         with self._transaction() as applied:
             before = self._row(parent, entry.name)
@@ -159,11 +164,23 @@ class Transactions:
                     "UPDATE node SET size = ?, mtime_ns = ?, etag = ?, checked_ns = ? WHERE ino = ?",
                     (entry.size, entry.mtime_ns, entry.etag, now_ns, ino),
                 )
+            if posix != UNKNOWN:
+                self._db.execute(f"UPDATE node SET {_DESCRIBE} WHERE ino = ?", (posix.mode, posix.uid, posix.gid, ino))
             if entry.is_dir and before is None:  # a directory of our own making is empty, and known to be
                 self._db.execute("UPDATE node SET listed_ns = ? WHERE ino = ?", (now_ns, ino))
             node = self._row(parent, entry.name)
         assert node is not None
         return node, applied
+
+    def describe(self, ino: int, posix: Posix) -> Node | None:
+        """What `posix` knows is so of this row; see Index.describe."""
+        with self._transaction():
+            self._db.execute(
+                f"UPDATE node SET mtime_ns = coalesce(?, mtime_ns), {_DESCRIBE} WHERE ino = ?",
+                (posix.mtime_ns, posix.mode, posix.uid, posix.gid, ino),
+            )
+            row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE ino = ?", (ino,)).fetchone()
+        return None if row is None else Node(*row)
 
     def remove_entry(self, parent: int, name: str) -> Applied:
         """The entry, and all below it, is gone."""
@@ -201,7 +218,7 @@ class Transactions:
                 self._remove(parent, entry, applied)
         return applied
 
-    def restore(self, made: Iterable[tuple[str, int, int]], gone: Iterable[str]) -> Applied:
+    def restore(self, made: Iterable[Row], gone: Iterable[str]) -> Applied:
         """Paths that are only here, and paths that are only in the bucket; see Index.restore."""
         inos = {"": ROOT_INO}
         with self._transaction() as applied:
@@ -211,7 +228,7 @@ class Transactions:
                 if parent is not None:
                     self._remove(parent, name, applied)
             inos = {"": ROOT_INO}
-            for path, size, mtime_ns in made:
+            for path, size, mtime_ns, posix in made:
                 above, name = _split(path)
                 parent = self._directory(above, inos, create=True)
                 assert parent is not None
@@ -225,6 +242,10 @@ class Transactions:
                         "UPDATE node SET size = ?, mtime_ns = ?, etag = ? WHERE ino = ?",
                         (size, mtime_ns, LOCAL_ETAG, known.ino),
                     )
+                self._db.execute(
+                    f"UPDATE node SET {_DESCRIBE} WHERE parent = ? AND entry = ?",
+                    (posix.mode, posix.uid, posix.gid, parent, name),
+                )
         return applied
 
     def set_meta(self, key: str, value: str) -> None:

@@ -113,6 +113,14 @@ class Store(Protocol):
         """Copy this version, metadata included, to `key` on the server; the new ETag."""
         ...
 
+    async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        """Change user metadata of this version, None takes a key away; its ETag afterwards, which may be another.
+
+        All else stays: bytes, content type, the other keys, storage class. Not atomic with the look at what there is
+        before, but PreconditionFailedError if the object is another version, NotFoundError if there is none.
+        """
+        ...
+
     async def delete(self, key: str) -> None:
         """Remove the object. No error if there is none."""
         ...

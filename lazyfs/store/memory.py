@@ -39,6 +39,7 @@ from lazyfs.core.types import (
     Upload,
 )
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
+from lazyfs.store.metadata import changed
 from lazyfs.store.probe import RangeAnswer
 
 _NS = 1_000_000_000
@@ -258,6 +259,18 @@ class MemoryStore:
         etag = _md5(stored.body)
         self._write(key, stored.body, etag, options)
         self._end("copy", key)
+        return etag
+
+    async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        """See Store.set_metadata. As with a copy, the ETag is a plain one afterwards."""
+        await self._begin("set_metadata", oid.key)
+        stored = self._stored(oid.key)
+        if stored.etag != oid.etag:
+            raise PreconditionFailedError(f"set metadata of {oid.key!r}: the object is another version now")
+        after = changed(stored.metadata, changes)
+        etag = _md5(stored.body)
+        self._write(oid.key, stored.body, etag, PutOptions(metadata=after, storage_class=stored.storage_class))
+        self._end("set_metadata", oid.key)
         return etag
 
     async def delete(self, key: str) -> None:

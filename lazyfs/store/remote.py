@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -131,6 +131,12 @@ class S3Store:
         """See Store.copy."""
         self._stats.add("s3.requests.copy")
         return await self._control.copy(source, key)
+
+    async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        """See Store.set_metadata."""
+        self._stats.add("s3.requests.head")
+        self._stats.add("s3.requests.copy")
+        return await self._control.set_metadata(oid, changes)
 
     async def delete(self, key: str) -> None:
         """See Store.delete."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import random as random_module
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import md5
 from typing import TypeVar
 
@@ -134,6 +134,11 @@ class Retrying:
     async def copy(self, source: ObjectId, key: str) -> str:
         """See Store.copy."""
         return await self._retry(lambda: self._inner.copy(source, key))
+
+    async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        """See Store.set_metadata. If the ETag changes and the answer is lost, it is refused as another version: nobody
+        can tell that from somebody else's."""
+        return await self._retry(lambda: self._inner.set_metadata(oid, changes))
 
     async def delete(self, key: str) -> None:
         """See Store.delete."""

@@ -36,6 +36,7 @@ from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part
 from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_out, unreachable
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.checksum import crc32c, crc32c_of_parts
+from lazyfs.store.metadata import changed, replacing
 from lazyfs.store.probe import RangeAnswer
 from lazyfs.store.settings import Credentials, S3Settings, is_aws
 
@@ -233,12 +234,13 @@ class ControlPlane:
 
     async def copy(self, source: ObjectId, key: str) -> str:
         """See Store.copy. At most 5 GB, the limit of S3 for one request."""
-        params: dict[str, Any] = {"CopySource": {"Bucket": self._settings.bucket, "Key": source.key}}
-        params |= {"CopySourceIfMatch": f'"{source.etag}"', **self._encryption()}
-        if self._settings.expected_bucket_owner:
-            params["ExpectedSourceBucketOwner"] = self._settings.expected_bucket_owner
+        params = self._copy_source(source)
         answer = await self._call(f"copy {source.key!r} to {key!r}", "copy_object", Key=key, **params)
         return _etag(answer["CopyObjectResult"])
+
+    async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        """See Store.set_metadata. A HEAD and a copy onto itself, of at most 5 GB; S3 has no other way."""
+        return await self._in_thread(functools.partial(self._set_metadata, oid, changes))
 
     async def delete(self, key: str) -> None:
         """See Store.delete."""
@@ -262,6 +264,17 @@ class ControlPlane:
     def _request(self, what: str, operation: str, **params: Any) -> Any:
         with _translated(what):
             return getattr(self._client, operation)(**self._common, **params)
+
+    def _set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        what = f"set metadata of {oid.key!r}"
+        now = self._request(what, "head_object", Key=oid.key)
+        if _etag(now) != oid.etag:
+            raise PreconditionFailedError(f"{what}: the object is another version now")
+        metadata = changed(now.get("Metadata", {}), changes)
+        if metadata == now.get("Metadata", {}):
+            return oid.etag
+        params = {**replacing(now, metadata), **self._copy_source(oid)}
+        return _etag(self._request(what, "copy_object", Key=oid.key, **params)["CopyObjectResult"])
 
     def _get_range(self, oid: ObjectId, span: Range) -> Buffer:
         what = f"GET {oid.key!r}"
@@ -301,6 +314,13 @@ class ControlPlane:
         if options.storage_class:
             params["StorageClass"] = options.storage_class
         return params | self._encryption()
+
+    def _copy_source(self, source: ObjectId) -> dict[str, Any]:
+        params: dict[str, Any] = {"CopySource": {"Bucket": self._settings.bucket, "Key": source.key}}
+        params |= {"CopySourceIfMatch": f'"{source.etag}"', **self._encryption()}
+        if self._settings.expected_bucket_owner:
+            params["ExpectedSourceBucketOwner"] = self._settings.expected_bucket_owner
+        return params
 
     def _encryption(self) -> dict[str, str]:
         params = {"ServerSideEncryption": self._settings.sse, "SSEKMSKeyId": self._settings.sse_kms_key_id}

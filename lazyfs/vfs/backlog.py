@@ -14,7 +14,7 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from lazyfs.core.pending import Pending, Plan
 from lazyfs.core.types import Buffer, ObjectId, ObjectInfo, Range
 from lazyfs.index.changes import ChangeJournal
 from lazyfs.index.database import Index
+from lazyfs.store.metadata import changed
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Backlog:
         self._journal = journal
         self._spool = spool
         self._directory = directory
-        self._index = index
+        self.index = index
         self._root = root
         self._turn = trio.Lock()
         """Held from deciding what to record until it is recorded and true here."""
@@ -66,6 +67,7 @@ class Backlog:
         """Set, and made anew, whenever something is added, done or has failed."""
         self._tokens: Counter[str] = Counter()
         self._bytes = 0
+        self._finishing = 0
         self._watches: list[tuple[str, dict[str, ObjectInfo | None]]] = []
         self._since_s: dict[int, float] = {}
         self.failures: dict[int, LazyfsError] = {}
@@ -141,6 +143,27 @@ class Backlog:
                     await self._spool.drop(self._path(token), file.size)
             raise
 
+    async def amend(self, key: str, changes: Mapping[str, str | None]) -> bool:
+        """Change metadata of what `key` shall become; False if nothing is pending for it. SpoolError."""
+        async with self._turn:
+            latest = self.pending.latest(key)
+            if latest is None or not latest.makes:
+                return False
+            amended = replace(latest, metadata=changed(latest.metadata, changes))
+            await self._journal.record([amended])
+            self.pending.change(amended)
+            return True
+
+    async def spooled(self, content: Buffer) -> SpoolFile:
+        """`content` as a file for `put`. NoRoomError, SpoolError."""
+        file = await self._spool.open()
+        try:
+            await file.write(0, content)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
     @contextlib.contextmanager
     def landing(self, prefix: str) -> Iterator[dict[str, ObjectInfo | None]]:
         """What we make of keys below `prefix` in the bucket during the ``with``; None of those that go."""
@@ -165,9 +188,19 @@ class Backlog:
             await self._moved.wait()
 
     async def drained(self) -> None:
-        """Return when nothing is pending."""
-        while len(self.pending):
+        """Return when nothing is pending, and what is done is finished."""
+        while len(self.pending) or self._finishing:
             await self._moved.wait()
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Something about a change is still to be done when it is over."""
+        self._finishing += 1
+        try:
+            yield
+        finally:
+            self._finishing -= 1
+            self._tell()
 
     # -- carrying out -------------------------------------------------------------------------------------------------
 
@@ -247,7 +280,7 @@ class Backlog:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _hold(self, change: Change) -> None:
-        self._index.hold(change.key[len(self._root) :])
+        self.index.hold(change.key[len(self._root) :])
         self._since_s[change.number] = trio.current_time()
         if change.token:
             self._bytes += change.size if change.token not in self._tokens else 0
@@ -277,7 +310,7 @@ class Backlog:
     def _settle(self, change: Change) -> None:
         """`change` is over, and what waited for it may begin."""
         self.pending.settle(change)
-        self._index.let_go(change.key[len(self._root) :])
+        self.index.let_go(change.key[len(self._root) :])
         self.failures.pop(change.number, None)
         del self._since_s[change.number]
         if change.token:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterator
 
 from lazyfs.core.errors import (
@@ -17,16 +16,19 @@ from lazyfs.core.errors import (
     BusyError,
     IsDirectoryError,
     LazyfsError,
-    NotPermittedError,
 )
 from lazyfs.core.parts import PartSizes
+from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, Range
 from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
-from lazyfs.store.base import Store
+from lazyfs.store.base import PutOptions, Store
+from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.directories import DirectoryReader
 from lazyfs.vfs.handles import Handles, OpenFile
+from lazyfs.vfs.links import Links
 from lazyfs.vfs.lost import LostAndFound
+from lazyfs.vfs.modes import Modes
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import Reader
@@ -34,6 +36,7 @@ from lazyfs.vfs.renaming import Journal, Renamer
 from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
 from lazyfs.vfs.writers import Writers
+from lazyfs.vfs.xattrs import Xattrs
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +61,37 @@ class FileSystem:
         journal: Journal,
         clock_ns: Callable[[], int],
         still_open: Callable[[int, int, str], bool],
-        handles: Handles | None = None,
-        lost: LostAndFound | None = None,
-        write_back: WriteBack | None = None,
+        backlog: Backlog | None = None,
         fsync_to_bucket: bool = True,
     ) -> None:
         self.namespace = namespace
         self.policy = policy
-        self.handles = Handles() if handles is None else handles  # an empty one is false
-        self._lost = lost or LostAndFound(namespace.root, clock_ns)
-        self._write_back = write_back
+        self.handles = Handles()
+        self._lost = LostAndFound(namespace.root, clock_ns)
         self._fsync_to_bucket = fsync_to_bucket
         self._store = store
         self._reader = reader
+        self._modes = Modes(
+            namespace=namespace,
+            store=store,
+            reader=reader,
+            handles=self.handles,
+            policy=policy,
+            born_ns=clock_ns(),
+            backlog=backlog,
+        )
+        self.write_back: WriteBack | None = None
+        """With `backlog`: how changes are made here and come to the bucket later."""
+        if backlog is not None:
+            self.write_back = WriteBack(
+                backlog=backlog,
+                namespace=namespace,
+                handles=self.handles,
+                reader=reader,
+                modes=self._modes,
+                lost=self._lost,
+            )
+        self._attributes = self._modes.attributes
         self._writers = Writers(
             namespace=namespace,
             reader=reader,
@@ -80,7 +101,26 @@ class FileSystem:
             policy=policy,
             clock_ns=clock_ns,
             lost=self._lost,
-            write_back=write_back,
+            write_back=self.write_back,
+            modes=self._modes,
+        )
+        self.xattrs = Xattrs(
+            namespace=namespace,
+            store=store,
+            handles=self.handles,
+            modes=self._modes,
+            policy=policy,
+            clock_ns=clock_ns,
+        )
+        self._links = Links(
+            namespace=namespace,
+            store=store,
+            reader=reader,
+            writers=self._writers,
+            modes=self._modes,
+            policy=policy,
+            clock_ns=clock_ns,
+            write_back=self.write_back,
         )
         self._renamer = Renamer(
             namespace=namespace,
@@ -90,11 +130,9 @@ class FileSystem:
             reader=reader,
             policy=policy,
             journal=journal,
-            write_back=write_back,
+            write_back=self.write_back,
         )
         self._clock_ns = clock_ns
-        self._born_ns = clock_ns()
-        """The time of every directory: a bucket knows none, and it must not change under the kernel."""
         self._still_open = still_open
         self._listing = DirectoryReader(namespace, self._attributes)
 
@@ -102,12 +140,14 @@ class FileSystem:
 
     async def lookup(self, parent: int, name: str) -> Attributes:
         """What `name` is. NoEntryError."""
-        return self._attributes(await self.namespace.lookup(parent, name))
+        node = await self.namespace.lookup(parent, name)
+        return self._attributes(await self._modes.ask(node) if self._modes.is_to_ask(node) else node)
 
     async def getattr(self, ino: int) -> Attributes:
         """Attributes of an inode that the kernel knows. StaleInodeError if its version is gone and it is not open."""
         file = self.handles.by_ino(ino)
-        return self._attributes(file.node if file is not None else self.namespace.node(ino))
+        node = file.node if file is not None else self.namespace.node(ino)
+        return self._attributes(await self._modes.ask(node) if self._modes.is_to_ask(node) else node)
 
     async def open_directory(self, ino: int) -> int:
         """A handle for `read_directory`. What a listing of one page runs into, an error too, is known on return."""
@@ -129,15 +169,16 @@ class FileSystem:
         """Forget the handle."""
         self.handles.close_directory(fh)
 
-    async def make_directory(self, parent: int, name: str) -> Attributes:
-        """Create a directory and its marker object. ExistsError."""
+    async def make_directory(self, parent: int, name: str, posix: Posix = UNKNOWN) -> Attributes:
+        """Create a directory and its marker object; `posix` is whose it is and who may do what. ExistsError."""
         self.policy.check_writable()
         key = self.namespace.new_key(parent, name)
         await self.namespace.check_absent(parent, name)
-        if self._write_back is not None:
-            return self._attributes(await self._write_back.make_directory(parent, name, key + "/"))
-        await self._store.put(key + "/", b"")
-        return self._attributes(await self.namespace.put_directory(parent, name))
+        posix = self._modes.of_new(parent, Kind.DIRECTORY, posix)
+        if self.write_back is not None:
+            return self._attributes(await self.write_back.make_directory(parent, name, key + "/", posix))
+        await self._store.put(key + "/", b"", options=PutOptions(metadata=posix.to_metadata()))
+        return self._attributes(await self.namespace.put_directory(parent, name, posix))
 
     async def remove_directory(self, parent: int, name: str) -> None:
         """Remove an empty directory and its marker. NotEmptyError, NotDirectoryError."""
@@ -162,8 +203,8 @@ class FileSystem:
 
     async def _remove(self, node: Node) -> None:
         key = self.namespace.key(node)
-        if self._write_back is not None:
-            await self._write_back.remove(node, key)
+        if self.write_back is not None:
+            await self.write_back.remove(node, key)
             return
         if not node.is_local:
             await self._store.delete(key)
@@ -173,12 +214,22 @@ class FileSystem:
         """Give a file or a directory another name. See Renamer.rename."""
         await self._renamer.rename(parent, name, new_parent, new_name, replace=replace)
 
+    async def make_link(self, parent: int, name: str, target: bytes, posix: Posix = UNKNOWN) -> Attributes:
+        """Create a symbolic link. See Links.make."""
+        return self._attributes(await self._links.make(parent, name, target, posix))
+
+    async def read_link(self, ino: int) -> bytes:
+        """The target of a symbolic link. See Links.target."""
+        return await self._links.target(ino)
+
     # -- opening --------------------------------------------------------------------------------------------------
 
     async def open(self, ino: int, flags: int, pid: int) -> int:
         """A handle on an existing file. ArchivedError, BusyError, ReadOnlyError, NotPermittedError, EOPNOTSUPP."""
         if self.handles.by_ino(ino) is None:
-            await self.namespace.current(ino)
+            node = await self.namespace.current(ino)
+            if self._modes.is_to_ask(node):
+                await self._modes.ask(node)
         node = self._openable(ino)
         writable = bool(flags & os.O_ACCMODE)
         if writable:
@@ -189,6 +240,8 @@ class FileSystem:
             raise BusyError(f"{node.name!r} is not finished")
         fh, file = self.handles.open_file(node, pid=pid, writable=writable)
         try:
+            if writable and self.policy.xattrs:
+                await self.xattrs.load(file)
             if writable and flags & os.O_TRUNC:
                 await self._writers.truncate(file, 0)
             elif self._writers.is_readable(file.node):
@@ -214,15 +267,18 @@ class FileSystem:
             raise ArchivedError(f"{node.name!r} is archived ({node.storage_class}); restore it first")
         return node
 
-    async def create(self, parent: int, name: str, pid: int) -> tuple[int, Attributes]:
-        """Create a file and open it for writing. ExistsError, BadNameError, NameTooLongError, ReadOnlyError."""
+    async def create(self, parent: int, name: str, pid: int, posix: Posix = UNKNOWN) -> tuple[int, Attributes]:
+        """Create a file and open it for writing; `posix` is whose it is and who may do what. ExistsError, BadNameError,
+        NameTooLongError, ReadOnlyError."""
         self.policy.check_writable()
         key = self.namespace.new_key(parent, name)
         await self.namespace.check_absent(parent, name)
-        node = await self.namespace.put_file(parent, name, size=0, mtime_ns=self._clock_ns(), etag=LOCAL_ETAG)
+        posix = self._modes.of_new(parent, Kind.FILE, posix)
+        now_ns = self._clock_ns()
+        node = await self.namespace.put_file(parent, name, size=0, mtime_ns=now_ns, etag=LOCAL_ETAG, posix=posix)
         fh, file = self.handles.open_file(node, pid=pid, writable=True)
-        file.writer = self._writers.new(key, b"", Condition(absent=True))
-        file.knows = 0 if self._write_back is None else self._write_back.backlog.pending.newest
+        file.writer = self._writers.new(key, b"", Condition(absent=True), file)
+        file.knows = 0 if self.write_back is None else self.write_back.backlog.pending.newest
         return fh, self._attributes(node)
 
     # -- reading and writing ----------------------------------------------------------------------------------------
@@ -249,22 +305,11 @@ class FileSystem:
                 raise
 
     async def setattr(self, ino: int, changes: Changes) -> Attributes:
-        """Change what can be changed: the size, and the time. Other changes are refused unless they change nothing."""
+        """Change size, mode, owner or modification time."""
         self.policy.check_writable()
-        node = self.namespace.node(ino) if self.handles.by_ino(ino) is None else self._openable(ino)
-        self._check_unchanged(node, changes)
         if changes.size is not None:
-            node = await self._resize(ino, changes.size)
-        if changes.mtime_ns is not None and node.kind is Kind.FILE:
-            node = await self._set_time(node, changes.mtime_ns)
-        return self._attributes(node)
-
-    def _check_unchanged(self, node: Node, changes: Changes) -> None:
-        now = self._attributes(node)
-        wanted = (changes.mode if changes.mode is None else stat.S_IMODE(changes.mode), changes.uid, changes.gid)
-        have = (stat.S_IMODE(now.mode), now.uid, now.gid)
-        if any(want is not None and want != has for want, has in zip(wanted, have, strict=True)):
-            raise NotPermittedError("modes and owners are those of the mount (--file-mode, --dir-mode, --uid, --gid)")
+            await self._resize(ino, changes.size)
+        return self._attributes(await self._modes.change(ino, changes))
 
     async def _resize(self, ino: int, size: int) -> Node:
         file = self.handles.by_ino(ino)
@@ -284,19 +329,6 @@ class FileSystem:
             return file.node
         finally:
             await self.release(ino, fh)
-
-    async def _set_time(self, node: Node, mtime_ns: int) -> Node:
-        file = self.handles.by_ino(node.ino)
-        if not self.namespace.has(node.ino):  # deleted or replaced while it is open
-            assert file is not None
-            file.node = node._replace(mtime_ns=mtime_ns)
-            return file.node
-        changed = await self.namespace.put_file(
-            node.parent, node.name, size=node.size, mtime_ns=mtime_ns, etag=node.etag, proven_ns=node.checked_ns
-        )
-        if file is not None:
-            file.node = changed
-        return changed
 
     async def flush(self, ino: int, fh: int) -> None:
         """close(2) of one descriptor: when this returns, what was written is in the bucket, or the error is told.
@@ -318,8 +350,8 @@ class FileSystem:
         handle = self.handles.file(fh)
         if handle.writable and handle.file.writer is not None:
             await self._writers.commit(handle.file)
-        if handle.writable and self._write_back is not None and self._fsync_to_bucket:
-            await self._write_back.uploaded(handle.file)
+        if handle.writable and self.write_back is not None and self._fsync_to_bucket:
+            await self.write_back.uploaded(handle.file)
 
     async def release(self, ino: int, fh: int) -> None:
         """The last descriptor is gone. Never raises: what flush could not finish is finished or logged here."""
@@ -329,6 +361,9 @@ class FileSystem:
         if handle.refused is not None and not file.deleted:
             log.error("%r was changed through a mapping after close, which is lost: %s", file.node.name, handle.refused)
         try:
+            if last_writer and file.deleted:  # it may have been written to since, and parts have gone up
+                async with file.turn:
+                    await file.discard()
             if last_writer and self._is_unfinished(file):
                 await self._writers.commit(file)
         except LazyfsError as error:
@@ -355,18 +390,3 @@ class FileSystem:
             if file.writer is not None and file.writer.is_dirty:
                 log.error("%r was still being written when the mount ended; it was not uploaded", file.writer.key)
                 await file.writer.discard()
-
-    # -- small things ---------------------------------------------------------------------------------------------
-
-    def _attributes(self, node: Node, above: Node | None = None) -> Attributes:
-        file = self.handles.by_ino(node.ino)
-        writer = file.writer if file is not None else None
-        size = writer.size if writer is not None and writer.error is None else node.size
-        mtime_ns = node.mtime_ns if file is None else file.node.mtime_ns
-        if node.kind is Kind.DIRECTORY:
-            mode, size, mtime_ns = stat.S_IFDIR | self.policy.dir_mode, 4096, self._born_ns
-        else:
-            mode = stat.S_IFREG | (0 if is_archived(node) else self.policy.file_mode)
-        # What is being written: the kernel asks each time, or it would believe the name for long after the upload.
-        lease_s = 0.0 if node.is_local else self.namespace.lease_s(node, above)
-        return Attributes(node.ino, node.kind, size, mtime_ns, mode, self.policy.uid, self.policy.gid, lease_s)

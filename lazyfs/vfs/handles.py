@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -24,13 +25,15 @@ class OpenFile:
     """The version that readers read; None until there is one in the bucket."""
     writer: Writer | None = None
     turn: trio.Lock = field(default_factory=trio.Lock)
-    """Held by whoever uses `writer`: writes, truncation, commit."""
+    """Held by whoever uses `writer` or changes what the object says: writes, truncation, commit, chmod, setxattr."""
     handles: int = 0
     writers: int = 0
     """How many of the handles may write."""
     deleted: bool = False
     knows: int = 0
     """The newest change in write-back's backlog when this file was last changed."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """User metadata besides mode, owner and time that its next object gets."""
     ino: int = field(init=False)
     """As the kernel knows it. The name may have got another inode since, from whoever replaced the object meanwhile."""
 

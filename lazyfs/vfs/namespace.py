@@ -32,6 +32,7 @@ from lazyfs.core.listing import (
     component_problem,
     file_entry,
 )
+from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import ROOT_INO, Kind, ObjectId, ObjectInfo
 from lazyfs.index.base import NOTHING_BELOW, Change, Node
@@ -228,17 +229,18 @@ class Namespace:
     # -- our own changes ------------------------------------------------------------------------------------------
 
     async def put_file(
-        self, parent: int, name: str, *, size: int, mtime_ns: int, etag: str, proven_ns: int | None = None
+        self, parent: int, name: str, *, size: int, mtime_ns: int, etag: str, posix: Posix = UNKNOWN
     ) -> Node:
-        """A file is so now, by our own doing; its inode number stays if it had one.
+        """A file is so now, by our own doing; its inode number stays if it had one, and what `posix` does not know."""
+        return await self._put(parent, Entry(name, size, mtime_ns, etag), posix)
 
-        `proven_ns` is since when the bucket is known to have it: now, unless the change is of no concern to the bucket.
-        """
-        return await self._put(parent, Entry(name, size, mtime_ns, etag), proven_ns)
-
-    async def put_directory(self, parent: int, name: str) -> Node:
+    async def put_directory(self, parent: int, name: str, posix: Posix = UNKNOWN) -> Node:
         """A directory that we made, known to be empty."""
-        return await self._put(parent, Entry(name + "/"))
+        return await self._put(parent, Entry(name + "/"), posix)
+
+    async def describe(self, ino: int, posix: Posix) -> Node | None:
+        """Mode, owner and time are so, which is no news of the object; the row, None if it is gone."""
+        return await self._index.describe(ino, posix)
 
     async def remove(self, node: Node) -> None:
         """The entry is gone, by our own doing."""
@@ -254,10 +256,9 @@ class Namespace:
         entry = Entry(name + node.entry[len(node.name) :], node.size, node.mtime_ns, etag, node.storage_class)
         return await self._index.move_entry(node, parent, name, entry, now_ns=self._clock_ns(), below=below)
 
-    async def _put(self, parent: int, entry: Entry, proven_ns: int | None = None) -> Node:
+    async def _put(self, parent: int, entry: Entry, posix: Posix) -> Node:
         self._negative.pop((parent, entry.name.removesuffix("/")))
-        now_ns = self._clock_ns() if proven_ns is None else proven_ns
-        return await self._index.put_entry(parent, entry, now_ns=now_ns)
+        return await self._index.put_entry(parent, entry, now_ns=self._clock_ns(), posix=posix)
 
     # -- revalidation ---------------------------------------------------------------------------------------------
 

@@ -19,6 +19,10 @@ class Policy:
     gid: int
     file_mode: int
     dir_mode: int
+    xattrs: bool = False
+    """Whether extended attributes are offered. The kernel then asks for one before each write."""
+    asks_modes: bool = False
+    """Whether an object whose mode nobody here has set is asked for it, by a HEAD when somebody first looks at it."""
 
     def check_writable(self) -> None:
         """Return if anything may be changed. ReadOnlyError."""

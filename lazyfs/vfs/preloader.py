@@ -134,5 +134,5 @@ class Preloader:
                 above.append((parent, page[-1].entry))
             above += [(node.ino, "") for node in reversed(page) if node.kind is Kind.DIRECTORY]
             for node in page:
-                if node.kind is Kind.FILE and node.size and not node.is_local and not is_archived(node):
+                if node.kind is not Kind.DIRECTORY and node.size and not node.is_local and not is_archived(node):
                     yield ObjectId(prefix + node.entry, node.etag), node.size

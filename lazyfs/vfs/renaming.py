@@ -26,10 +26,11 @@ from lazyfs.core.errors import (
     StaleError,
     UsageError,
 )
+from lazyfs.core.parts import MAX_COPY_BYTES
 from lazyfs.core.types import Kind, ObjectId, ObjectInfo
 from lazyfs.index.base import Node
 from lazyfs.index.database import Index
-from lazyfs.store.base import Store
+from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
@@ -40,8 +41,6 @@ from lazyfs.vfs.writers import Writers
 
 log = logging.getLogger(__name__)
 
-MAX_COPY_BYTES = 5 * 1024**3
-"""The largest object that one server-side copy takes."""
 MAX_OBJECTS = 10_000
 """Of a directory that is renamed: more take minutes, in which nobody knows what goes on; mv copies them visibly."""
 _AT_ONCE = 16
@@ -74,7 +73,7 @@ class Journal:
         async def finish_one(source: ObjectId) -> None:
             with contextlib.suppress(NotFoundError, PreconditionFailedError):
                 if source.key in rename["markers"]:
-                    await store.put(new + source.key[len(old) :], b"")
+                    await _put_marker(store, source.key, new + source.key[len(old) :])
                 else:
                     await store.copy(source, new + source.key[len(old) :])
                 await store.delete(source.key)
@@ -225,7 +224,8 @@ class Renamer:
 
     async def _copy_below(self, info: ObjectInfo, key: str, directory: Node) -> str:
         if _is_marker(info):
-            await self._store.put(key, b"")
+            with contextlib.suppress(NotFoundError):
+                await _put_marker(self._store, info.key, key)
             return info.etag
         return await self._copy(info.oid, key, directory)
 
@@ -263,6 +263,11 @@ def _is_marker(info: ObjectInfo) -> bool:
     """Whether it only says that there is a directory. It is made anew and not copied, because some servers give it no
     ETag that a copy could ask for."""
     return info.key.endswith("/") and not info.size
+
+
+async def _put_marker(store: Store, old: str, new: str) -> None:
+    """A marker `new` that says of its directory what `old` says."""
+    await store.put(new, b"", options=PutOptions(metadata=(await store.head(old)).metadata))
 
 
 def _check_copyable(name: str, size: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 import trio
@@ -18,7 +18,7 @@ import trio
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.spool import SpoolFile
 from lazyfs.core.backoff import Backoff
-from lazyfs.core.changes import Change, Op
+from lazyfs.core.changes import MARK, Change, Op
 from lazyfs.core.errors import LazyfsError, NotFoundError, PreconditionFailedError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import ANY, Condition, Part, Range, Upload
@@ -36,13 +36,13 @@ PARTS_AT_ONCE = 16
 MAX_FAILING = 256
 """Changes that wait for their next attempt. While there are more, nothing new is begun."""
 _ABORT_S = 30.0
-MARK = "lazyfs-write"
-"""The key of the user metadata that has the token of the content."""
 
 
 class Uploader:
-    """Brings the changes of `backlog` to the bucket. `landed(change, etag)` makes it true for the mount that one is
-    there, `keep(change, etag, content)` takes its content, and `lost(change)` takes one whose key somebody else has.
+    """Brings the changes of `backlog` to the bucket. `metadata(change)` tells what an object shall say now,
+    `landed(change, etag)` makes it true for the mount that it is there, `keep(change, etag, content)` takes its
+    content, `restate(change, etag, sent, wanted)` tells the bucket what was set while it was sent, and `lost(change)`
+    takes one whose key somebody else has.
     `backoff` says how long to wait between attempts; its deadline does not count.
     """
 
@@ -57,7 +57,9 @@ class Uploader:
         options: PutOptions,
         conditional: bool,
         backoff: Backoff,
+        metadata: Callable[[Change], Mapping[str, str]],
         landed: Callable[[Change, str], Awaitable[None]],
+        restate: Callable[[Change, str, Mapping[str, str], Mapping[str, str]], Awaitable[None]],
         keep: Callable[[Change, str, SpoolFile | None], None],
         lost: Callable[[Change], Awaitable[None]],
     ) -> None:
@@ -68,7 +70,9 @@ class Uploader:
         self._part_sizes = part_sizes
         self._options = options
         self._conditional = conditional
+        self._metadata = metadata
         self._landed = landed
+        self._restate = restate
         self._keep = keep
         self._lost = lost
         self._places = trio.Semaphore(AT_ONCE)
@@ -110,7 +114,7 @@ class Uploader:
             await self._backlog.give_up(change)
         elif change.op is Op.DELETE:
             await self._store.delete(change.key)
-            await self._finish(change, "")
+            await self._finish(change, "", {})
         elif change.op is Op.COPY:
             assert change.source is not None
             try:
@@ -118,25 +122,35 @@ class Uploader:
             except (NotFoundError, PreconditionFailedError):
                 await self._lost(change)
             else:
-                await self._finish(change, etag)
+                await self._finish(change, etag, change.metadata)
         else:
             await self._put(change)
 
     async def _put(self, change: Change) -> None:
+        sent = self._metadata(change)
         try:
-            etag = await self._send(change)
+            etag = await self._send(change, sent)
         except (PreconditionFailedError, NotFoundError):
             etag = await self._found(change)
         if etag is not None:
-            await self._finish(change, etag)
+            await self._finish(change, etag, sent)
         elif self._backlog.pending.is_wanted(change):
             await self._lost(change)
         else:
             await self._backlog.give_up(change)
 
-    async def _finish(self, change: Change, etag: str) -> None:
-        content = await self._backlog.done(change, etag, lambda: self._landed(change, etag))
-        self._keep(change, etag, content)
+    async def _finish(self, change: Change, etag: str, sent: Mapping[str, str]) -> None:
+        wanted = sent
+
+        async def apply() -> None:
+            nonlocal wanted
+            wanted = self._metadata(change)
+            await self._landed(change, etag)
+
+        with self._backlog.finishing():
+            self._keep(change, etag, await self._backlog.done(change, etag, apply))
+            if wanted != sent:
+                await self._restate(change, etag, sent, wanted)
 
     async def _found(self, change: Change) -> str | None:
         """The ETag of the object if it is what we meant to write, else None."""
@@ -147,11 +161,11 @@ class Uploader:
         is_ours = change.is_marker or info.metadata.get(MARK) == change.token  # one marker is as good as another
         return info.etag if is_ours and info.size == change.size else None
 
-    async def _send(self, change: Change) -> str | None:
+    async def _send(self, change: Change, metadata: Mapping[str, str]) -> str | None:
         """Upload the content; the ETag, None if it was withdrawn meanwhile."""
-        condition = self._backlog.pending.expectation(change) if self._conditional else ANY
+        condition = self._backlog.pending.current(change).condition if self._conditional else ANY
         marks = {MARK: change.token} if change.token else {}
-        options = replace(self._options, metadata={**self._options.metadata, **change.metadata, **marks})
+        options = replace(self._options, metadata={**self._options.metadata, **metadata, **marks})
         if change.size > self._part_sizes.size(1):
             return await self._send_parts(change, options, condition)
         async with self._parts, self._memory.held(change.size):

@@ -9,17 +9,18 @@ what was known before.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from lazyfs.cache.spool import SpoolFile
 from lazyfs.core.changes import Change, Op
 from lazyfs.core.pending import Plan
+from lazyfs.core.posix import Posix, from_metadata
 from lazyfs.core.types import ANY, Condition, ObjectId, ObjectInfo
-from lazyfs.index.base import LOCAL_ETAG, Node
-from lazyfs.index.database import Index
+from lazyfs.index.base import LOCAL_ETAG, Node, Row
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.lost import LostAndFound
+from lazyfs.vfs.modes import Modes
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.reader import Reader
 
@@ -34,14 +35,15 @@ class WriteBack:
         *,
         backlog: Backlog,
         namespace: Namespace,
-        index: Index,
         handles: Handles,
         reader: Reader,
+        modes: Modes,
         lost: LostAndFound,
     ) -> None:
         self.backlog = backlog
         self._namespace = namespace
-        self._index = index
+        self._index = backlog.index
+        self._modes = modes
         self._handles = handles
         self._reader = reader
         self._lost = lost
@@ -76,25 +78,48 @@ class WriteBack:
                 mtime_ns=node.mtime_ns,
                 knows=file.knows,
                 condition=writer.condition,  # an upload that lands meanwhile changes it
+                metadata=writer.metadata(),
             )
 
         async def apply(_plan: Plan) -> None:
+            looks = self._modes.of(file.node)
             file.node = await self._namespace.put_file(
-                node.parent, node.name, size=size, mtime_ns=node.mtime_ns, etag=LOCAL_ETAG
+                node.parent, node.name, size=size, mtime_ns=node.mtime_ns, etag=LOCAL_ETAG, posix=looks
             )
 
         await self.backlog.put(await writer.hand_over(), change, apply)
         file.writer = file.object = None
 
-    async def make_directory(self, parent: int, name: str, key: str) -> Node:
+    async def make_directory(self, parent: int, name: str, key: str, posix: Posix) -> Node:
         """A new directory, whose marker comes later."""
         made: list[Node] = []
 
         async def apply(_plan: Plan) -> None:
-            made.append(await self._namespace.put_directory(parent, name))
+            made.append(await self._namespace.put_directory(parent, name, posix))
 
         async with self.backlog.planned(apply) as plan:
-            self.backlog.pending.make_directory(plan, key)
+            self.backlog.pending.make_directory(plan, key, posix.to_metadata())
+        return made[0]
+
+    async def make_link(self, parent: int, name: str, key: str, target: bytes, posix: Posix) -> Node:
+        """A new symbolic link."""
+        made: list[Node] = []
+        size, mtime_ns, metadata = len(target), posix.mtime_ns or 0, posix.to_metadata()
+        known = self.backlog.pending.newest
+
+        async def apply(_plan: Plan) -> None:
+            made.append(
+                await self._namespace.put_file(parent, name, size=size, mtime_ns=mtime_ns, etag=LOCAL_ETAG, posix=posix)
+            )
+
+        def change() -> Change:
+            absent = Condition(absent=True)
+            return Change(
+                number=0, op=Op.PUT, key=key, size=size, mtime_ns=mtime_ns, knows=known, condition=absent,
+                metadata=metadata,
+            )  # fmt: skip
+
+        await self.backlog.put(await self.backlog.spooled(target), change, apply)
         return made[0]
 
     async def remove(self, node: Node, key: str) -> None:
@@ -149,6 +174,18 @@ class WriteBack:
 
     # -- what the uploader tells -----------------------------------------------------------------------------------
 
+    def metadata(self, change: Change) -> Mapping[str, str]:
+        """What the object of `change`, which is not over, is to say now."""
+        latest = self.backlog.pending.latest(change.key)
+        is_latest = latest is not None and latest.number == change.number
+        return self._modes.current(self.backlog.pending.current(change), self._node(change.key) if is_latest else None)
+
+    async def restate(self, change: Change, etag: str, sent: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        """`change` is in the bucket with metadata `sent`; what was set since is told it too."""
+        node = self._node(change.key)
+        if node is not None and (node.etag == etag or change.is_marker):
+            await self._modes.restate(node, sent, wanted)
+
     async def landed(self, change: Change, etag: str) -> None:
         """The bucket has `change`, the latest of its key, as version `etag`."""
         if not change.makes or change.is_marker:
@@ -202,12 +239,14 @@ class WriteBack:
         log.error("somebody else has changed %r; what was written here is kept as %r", change.key, place)
 
     def _node(self, key: str) -> Node | None:
-        above, _, name = self._path(key).rpartition("/")
+        path = self._path(key)
+        above, _, name = path.removesuffix("/").rpartition("/")
         parent = self._index.find_directory(above)
+        name += "/" if path.endswith("/") else ""
         return None if parent is None else self._index.entry(parent, name)
 
     def _path(self, key: str) -> str:
         return key[len(self._namespace.root) :]
 
-    def _row(self, change: Change) -> tuple[str, int, int]:
-        return self._path(change.key), change.size, change.mtime_ns
+    def _row(self, change: Change) -> Row:
+        return Row(self._path(change.key), change.size, change.mtime_ns, from_metadata(change.metadata))

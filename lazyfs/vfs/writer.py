@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import NoReturn
 
 import trio
@@ -69,6 +70,10 @@ class Writer:
         self.key = key
         self.etag: str | None = None
         """The version that the last commit made."""
+        self.metadata: Callable[[], Mapping[str, str]] = dict
+        """What the object is to say of the file besides its bytes; asked when an upload begins."""
+        self.sent: Mapping[str, str] = {}
+        """What `metadata` said then."""
         self._store = store
         self._memory = memory
         self._nursery = nursery
@@ -239,10 +244,19 @@ class Writer:
         assert file is not None
         return file
 
+    def follow(self, etag: str) -> None:
+        """The bucket has the same bytes, and nothing else of ours has changed, as another version now."""
+        if etag != self.etag:
+            self.etag, self._condition = etag, Condition(etag=etag)
+
     async def discard(self) -> None:
         """Forget everything that was not committed: the file was deleted."""
         self._error = OutOfOrderError(f"{self.key!r} was deleted while it was being written")
         await self._abort()
+
+    def _created_with(self) -> PutOptions:
+        self.sent = self.metadata()
+        return replace(self._options, metadata={**self._options.metadata, **self.sent})
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -307,7 +321,7 @@ class Writer:
     async def _send(self, body: memoryview) -> None:
         """Let `body` go up as the next part. The file may be discarded while this waits: then nothing goes."""
         if self._upload is None:
-            self._upload = await self._store.create_upload(self.key, options=self._options)
+            self._upload = await self._store.create_upload(self.key, options=self._created_with())
         if len(self._flights) >= PARTS_IN_FLIGHT:
             await self._flights[-PARTS_IN_FLIGHT].wait()
         await self._memory.reserve(len(body))
@@ -339,7 +353,7 @@ class Writer:
             await self._send(part)
         if self._upload is None:
             body = memoryview(bytes(self._tail))
-            return await self._store.put(self.key, body, options=self._options, condition=self._condition)
+            return await self._store.put(self.key, body, options=self._created_with(), condition=self._condition)
         parts = [await flight.wait() for flight in self._flights]
         self._check()
         assert self._upload is not None

@@ -15,6 +15,7 @@ from lazyfs.core.types import Buffer, Condition, ObjectId, Range
 from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.vfs.handles import OpenFile
 from lazyfs.vfs.lost import LostAndFound
+from lazyfs.vfs.modes import Modes
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
 from lazyfs.vfs.reader import OpenObject, Reader
@@ -42,6 +43,7 @@ class Writers:
         clock_ns: Callable[[], int],
         lost: LostAndFound,
         write_back: WriteBack | None,
+        modes: Modes,
     ) -> None:
         self._namespace = namespace
         self._reader = reader
@@ -52,6 +54,7 @@ class Writers:
         self._clock_ns = clock_ns
         self._lost = lost
         self._write_back = write_back
+        self._modes = modes
         self.spoiled: set[int] = set()
         """Inodes of which the kernel may hold pages that are of no version: those of an upload that failed, and of a
         mapping whose changes were refused."""
@@ -68,10 +71,13 @@ class Writers:
         """Whether `node`, which nobody is writing, is whole: here or in the bucket."""
         return not node.is_local or (self._write_back is not None and self._write_back.content(node) is not None)
 
-    def new(self, key: str, content: bytes, condition: Condition) -> Writer:
-        """A writer of `key`. The condition holds where the endpoint was seen to honour it; elsewhere the last writer
-        wins, as S3 always had it."""
-        return self._new_writer(key, content, condition if self._policy.conditional_put else Condition())
+    def new(self, key: str, content: bytes, condition: Condition, file: OpenFile | None = None) -> Writer:
+        """A writer of `key`, for `file`. The condition holds where the endpoint was seen to honour it; elsewhere the
+        last writer wins, as S3 always had it."""
+        writer = self._new_writer(key, content, condition if self._policy.conditional_put else Condition())
+        if file is not None:
+            writer.metadata = lambda: self._modes.metadata(file)
+        return writer
 
     async def truncate(self, file: OpenFile, size: int) -> None:
         """Make the file `size` bytes long."""
@@ -139,9 +145,16 @@ class Writers:
                 self._namespace.expire(file.node.parent, file.node.name)
                 raise
             assert writer.etag is not None
+            oid = ObjectId(writer.key, writer.etag)
+            writer.follow(await self._modes.settled(oid, writer.size, writer.sent, writer.metadata()))
             node = file.node
             file.node = await self._namespace.put_file(
-                node.parent, node.name, size=writer.size, mtime_ns=node.mtime_ns, etag=writer.etag
+                node.parent,
+                node.name,
+                size=writer.size,
+                mtime_ns=node.mtime_ns,
+                etag=writer.etag,
+                posix=self._modes.of(node),
             )
             file.object = self._version(ObjectId(writer.key, writer.etag), writer.size)  # what is read from now on
             if file.node.ino != file.ino:  # replaced by somebody while it was written, and now by us
@@ -154,6 +167,7 @@ class Writers:
             return
         key = self._lost.place(writer.key)
         copy = self.new(key, b"", Condition(absent=True))
+        copy.metadata = writer.metadata
         try:
             for start in range(0, writer.size, _COPY_BYTES):
                 await copy.write(start, await writer.read(Range(start, start + _COPY_BYTES)))
@@ -189,9 +203,9 @@ class Writers:
 
     def _rewriter(self, file: OpenFile, content: bytes) -> Writer:
         if file.node.is_local:  # write-back knows what the key will hold by then
-            return self.new(self._namespace.key(file.node), content, Condition(etag=LOCAL_ETAG))
+            return self.new(self._namespace.key(file.node), content, Condition(etag=LOCAL_ETAG), file)
         oid = self.object(file).oid
-        return self.new(oid.key, content, Condition(etag=oid.etag))
+        return self.new(oid.key, content, Condition(etag=oid.etag), file)
 
     def _version(self, oid: ObjectId, size: int) -> OpenObject:
         return OpenObject(oid, size, ReadAhead(self._readahead))

@@ -22,13 +22,8 @@ UNSAID = {
     "init",
     "stacktrace",
     "access",
-    "getxattr",
-    "listxattr",
     "mknod",
     "poll",
-    "readlink",
-    "removexattr",
-    "setxattr",
 }
 """Operations that are pyfuse3's own: not offered (ENOSYS), or not a request."""
 
@@ -86,7 +81,7 @@ def test_every_operation_of_pyfuse3_is_a_door_or_known() -> None:
 
 
 NEVER_FAILS = {"forget", "fsyncdir"}
-REFUSES = {"link", "symlink"}
+REFUSES = {"link"}
 
 
 @pytest.mark.expect_warnings

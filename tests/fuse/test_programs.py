@@ -220,7 +220,7 @@ def test_zip_in_append_mode(room: Path, stored: Stored) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A tree with a large file, as the user of the mount may have it: its owner, modes 644 and 755 (directories)."""
+    """A tree with a large file, and modes of all kinds."""
     tree = tmp_path / "source"
     for name, size in {"large": SIZE, "a/small": 1000, "a/b/empty": 0, "a/c": PART}.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -228,15 +228,37 @@ def source(tmp_path: Path) -> Path:
         os.utime(tree / name, (1_600_000_000, 1_600_000_000))
     for path in (tree, *tree.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+    for name, target in {
+        "a/link": "../large",
+        "up": "a",
+        "dangling": "/nowhere/é",
+        "a/b/to itself": "to itself",
+    }.items():
+        (tree / name).symlink_to(target)
+        os.utime(tree / name, (1_600_000_000, 1_600_000_000), follow_symlinks=False)
+    os.chown(tree / "dangling", 12345, 54321, follow_symlinks=False)
+    (tree / "a").chmod(0o2710)
+    (tree / "a/small").chmod(0o755)
+    (tree / "a/b/empty").chmod(0o600)
+    os.chown(tree / "a/c", 12345, 54321)
+    for path in (tree / "a/b", tree / "a", tree):
+        os.utime(path, (1_600_000_000, 1_600_000_000))
     return tree
 
 
-def check_copy(tree: Path, stored: Stored, name: str, room: Path) -> None:
-    files = [path.relative_to(tree) for path in tree.rglob("*") if path.is_file()]
+def check_copy(tree: Path, stored: Stored, name: str, room: Path, *, modes: bool = True, owners: bool = True) -> None:
+    files = [path.relative_to(tree) for path in tree.rglob("*")]
     assert files
     for path in files:
-        assert stored(f"{name}/{path}") == (tree / path).read_bytes()
-        assert (room / name / path).stat().st_mtime == (tree / path).stat().st_mtime
+        want, have = (tree / path).lstat(), (room / name / path).lstat()
+        if (tree / path).is_symlink():
+            assert os.readlink(room / name / path) == os.readlink(tree / path)
+            assert have.st_size == want.st_size
+        elif (tree / path).is_file():
+            assert stored(f"{name}/{path}") == (tree / path).read_bytes()
+        assert have.st_mtime == want.st_mtime, path
+        assert have.st_mode == want.st_mode or not modes, path
+        assert (have.st_uid, have.st_gid) == (want.st_uid, want.st_gid) or not owners, path
 
 
 def test_cp_a_then_mv(room: Path, stored: Stored, stored_names: Callable[[], list[str]], source: Path) -> None:
@@ -255,27 +277,19 @@ def test_copy2(room: Path, stored: Stored, source: Path) -> None:
     shutil.copy2(source / "large", room / "large")
     assert stored("large") == (source / "large").read_bytes()
     assert (room / "large").stat().st_mtime == 1_600_000_000
-    shutil.copytree(source, room / "tree")
-    check_copy(source, stored, "tree", room)
-
-
-NO_MODES = "modes are those of the mount: POSIX metadata per file is not built yet"
+    shutil.copytree(source, room / "tree", symlinks=True)
+    check_copy(source, stored, "tree", room, owners=False)
 
 
 @pytest.mark.parametrize(
     "flags",
-    [
-        pytest.param([], marks=pytest.mark.xfail(strict=True, reason=f"its temporary file is set to 0600; {NO_MODES}")),
-        ["--no-perms"],
-        ["--inplace"],
-        ["--inplace", "--no-whole-file"],
-        ["--append"],
-    ],
+    [[], ["--no-perms"], ["--inplace"], ["--inplace", "--no-whole-file"], ["--append"]],
 )
 def test_rsync_twice(room: Path, stored: Stored, source: Path, flags: list[str]) -> None:
     command = ["rsync", "-a", *flags, f"{source}/", room / "synced/"]
+    modes = "--no-perms" not in flags
     run(*command)
-    check_copy(source, stored, "synced", room)
+    check_copy(source, stored, "synced", room, modes=modes)
     if flags == ["--append"]:
         with (source / "large").open("ab") as file:
             file.write(b"later" * 100_000)
@@ -284,11 +298,8 @@ def test_rsync_twice(room: Path, stored: Stored, source: Path, flags: list[str])
             file.seek(6 * MIB)
             file.write(b"changed in the middle")
     run(*command)
-    check_copy(source, stored, "synced", room)
-    left = run(*command, "--itemize-changes").stdout.splitlines()
-    assert all(line.startswith(".d..t...... ") for line in left), (
-        "nothing but the times of directories, which are not kept"
-    )
+    check_copy(source, stored, "synced", room, modes=modes)
+    assert run(*command, "--itemize-changes").stdout == "", "nothing is left to do"
 
 
 def test_tar_into_the_mount(room: Path, stored: Stored, source: Path) -> None:
@@ -463,26 +474,23 @@ def test_git(room: Path, tmp_path: Path) -> None:
     assert (clone / "new").read_bytes() == random_bytes(PART + MIB, 2)
 
 
-# -- what modes and owners cost ---------------------------------------------------------------------------------------
+# -- modes and owners -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason=NO_MODES)
-@pytest.mark.parametrize("program", ["cp", "tar", "rsync"])
-def test_copying_an_executable(room: Path, source: Path, tmp_path: Path, program: str) -> None:
-    (source / "a/small").chmod(0o755)
+@pytest.mark.parametrize("program", ["cp", "tar", "rsync", "install"])
+def test_copying_an_executable(room: Path, stored: Stored, source: Path, tmp_path: Path, program: str) -> None:
+    """It runs, and FSx and the next node find its mode in the bucket."""
+    script = source / "a/small"
+    script.write_text("#!/bin/sh\necho it runs\n")
+    os.utime(script, (1_600_000_000, 1_600_000_000))
     run("tar", "cf", tmp_path / "all.tar", "-C", source.parent, source.name)
     commands: dict[str, list[str | Path]] = {
-        "cp": ["cp", "-a", source, room / "copy"],
-        "tar": ["tar", "xf", tmp_path / "all.tar", "-C", room],
-        "rsync": ["rsync", "-a", "--inplace", f"{source}/", room / "copy"],
+        "cp": ["cp", "-a", source, room / "source"],
+        "tar": ["tar", "xpf", tmp_path / "all.tar", "-C", room],
+        "rsync": ["rsync", "-a", "--inplace", source, room],
+        "install": ["install", "-D", "-m", "0755", script, room / "source/a/small"],
     }
     run(*commands[program])
-
-
-def test_an_executable_is_copied_without_its_mode(room: Path, stored: Stored, source: Path, tmp_path: Path) -> None:
-    """What these programs offer for file systems without modes."""
-    (source / "a/small").chmod(0o755)
-    run("cp", "-r", "--preserve=timestamps", source, room / "copy")
-    check_copy(source, stored, "copy", room)
-    run("rsync", "-rt", "--chmod=D755,F644", f"{source}/", room / "synced")
-    check_copy(source, stored, "synced", room)
+    if program != "install":
+        check_copy(source, stored, "source", room)
+    assert run(room / "source/a/small").stdout == "it runs\n"

@@ -24,7 +24,7 @@ from minio.error import S3Error
 
 from tests.fuse.conftest import Mounter
 from tests.fuse.mounts import Mount, witness
-from tests.fuse.trees import CONTROL_NAMES, ODD_NAMES, get, keys, put, random_bytes
+from tests.fuse.trees import CONTROL_NAMES, ODD_NAMES, get, keys, put, random_bytes, said
 from tests.servers import Server
 
 MIB = 1024**2
@@ -36,6 +36,13 @@ def stored(shared_mount: Mount, shared_server: Server, room: Path) -> Callable[[
     """What the bucket holds under a name in the test's room."""
     client = witness(shared_server)
     return lambda name: get(client, shared_mount.bucket, f"{room.name}/{name}")
+
+
+@pytest.fixture
+def facts(shared_mount: Mount, shared_server: Server, room: Path) -> Callable[[str], dict[str, str]]:
+    """The user metadata that the bucket holds under a name in the test's room."""
+    client = witness(shared_server)
+    return lambda name: said(client, shared_mount.bucket, f"{room.name}/{name}")
 
 
 @pytest.fixture
@@ -512,18 +519,59 @@ def test_truncate_of_a_missing_file(room: Path) -> None:
         os.truncate(room / "nothing", 5)
 
 
-def test_times_modes_and_owners(room: Path) -> None:
+def test_times_modes_and_owners(room: Path, facts: Callable[[str], dict[str, str]]) -> None:
+    """What programs set is what stat tells, and what the bucket has, in the form of FSx."""
     (room / "f").write_bytes(b"x")
     os.utime(room / "f", (1_500_000_000, 1_500_000_000))
     assert (room / "f").stat().st_mtime == 1_500_000_000
+    (room / "f").chmod(0o755)
+    os.chown(room / "f", 12345, 54321)
+    now = (room / "f").stat()
+    assert (now.st_mode, now.st_uid, now.st_gid, now.st_mtime) == (0o100755, 12345, 54321, 1_500_000_000)
+    assert facts("f") == {
+        "file-permissions": "0100755",
+        "file-owner": "12345",
+        "file-group": "54321",
+        "file-mtime": "1500000000000000000ns",
+    }
     os.utime(room / "f")
-    (room / "f").chmod(0o644)  # as it is: nothing to refuse
-    with pytest.raises(PermissionError):
-        (room / "f").chmod(0o755)
-    with pytest.raises(PermissionError):
-        os.chown(room / "f", 12345, -1)
-    assert (room / "f").stat().st_mode & 0o7777 == 0o644
+    assert (room / "f").stat().st_mtime > 1_700_000_000
+    assert facts("f")["file-mtime"] == "1500000000000000000ns", "a time alone is not uploaded"
     assert (room / "f").read_bytes() == b"x"
+
+
+def test_a_new_file_has_the_mode_that_its_maker_wants(room: Path, facts: Callable[[str], dict[str, str]]) -> None:
+    before = os.umask(0o027)
+    try:
+        for name, mode, size in (("small", 0o777, 5), ("large", 0o666, PART + MIB)):
+            descriptor = os.open(room / name, os.O_CREAT | os.O_WRONLY, mode)
+            _write_all(descriptor, bytes(size))
+            os.close(descriptor)
+            assert (room / name).stat().st_mode == 0o100000 | mode & ~0o027
+            assert facts(name)["file-permissions"] == f"0100{mode & ~0o027:o}"
+            assert facts(name)["file-owner"] == str(os.getuid())
+        (room / "d").mkdir()
+        assert (room / "d").stat().st_mode == 0o40750
+    finally:
+        os.umask(before)
+
+
+def test_a_mode_that_is_set_while_a_large_file_is_written(room: Path, facts: Callable[[str], dict[str, str]]) -> None:
+    descriptor = os.open(room / "f", os.O_CREAT | os.O_WRONLY, 0o600)
+    data = random_bytes(3 * PART)
+    _write_all(descriptor, data)
+    os.fchmod(descriptor, 0o4711)
+    os.close(descriptor)
+    assert (room / "f").stat().st_mode == 0o104711
+    assert facts("f")["file-permissions"] == "0104711"
+    assert (room / "f").read_bytes() == data
+    os.chmod(room / "f", 0o640)
+    assert (room / "f").read_bytes() == data
+    with (room / "f").open("ab") as file:
+        file.write(b"more")
+    assert (room / "f").stat().st_mode == 0o100640
+    assert facts("f")["file-permissions"] == "0100640"
+    assert (room / "f").read_bytes() == data + b"more"
 
 
 def test_names_that_no_key_can_hold(room: Path) -> None:
@@ -547,11 +595,10 @@ def test_names_that_no_key_can_hold(room: Path) -> None:
     assert not os.path.exists(os.fsencode(room) + b"/not-utf8-\xff\xfe")
 
 
-def test_links_and_special_files_are_refused(room: Path) -> None:
+def test_hard_links_and_special_files_are_refused(room: Path) -> None:
     (room / "f").write_bytes(b"x")
     for act in (
         lambda: os.link(room / "f", room / "hard"),
-        lambda: os.symlink("f", room / "soft"),
         lambda: os.mkfifo(room / "pipe"),
     ):
         with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is looked at

@@ -50,6 +50,14 @@ def put(client: Minio, bucket: str, key: str, data: bytes) -> str:
     return etag
 
 
+def said(client: Minio, bucket: str, key: str) -> dict[str, str]:
+    """The user metadata of an object."""
+    headers = client.stat_object(bucket, key).metadata
+    assert headers is not None
+    prefix = "x-amz-meta-"
+    return {name.lower()[len(prefix) :]: value for name, value in headers.items() if name.lower().startswith(prefix)}
+
+
 def get(client: Minio, bucket: str, key: str) -> bytes:
     """An object's content."""
     answer = client.get_object(bucket, key)

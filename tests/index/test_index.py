@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazyfs.core.listing import Entry, PageFacts, Slice, slice_of_directory, slices_of_keys
+from lazyfs.core.posix import Posix
 from lazyfs.core.types import ROOT_INO, Kind, ObjectInfo
 from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.index.database import Index, open_index
@@ -97,6 +98,34 @@ async def test_a_new_time_alone_is_no_change(index: Index) -> None:
     before = child(index, "a")
     await apply_keys(index, ObjectInfo("a", "e1", 1, 99))
     assert child(index, "a") == before
+
+
+async def test_modes_and_owners_stay_with_a_version_and_its_inode(index: Index) -> None:
+    await apply_keys(index, info("a", "e1"), info("d/b", "e1"))
+    a, d = child(index, "a"), child(index, "d")
+    assert (a.mode, a.uid, a.gid) == (None, None, None)
+    for ino in (a.ino, d.ino):
+        await index.describe(ino, Posix(mode=0o100755, uid=1))
+        node = await index.describe(ino, Posix(gid=2, mtime_ns=3))
+        assert node is not None
+        assert (node.mode, node.uid, node.gid, node.mtime_ns) == (0o100755, 1, 2, 3)
+    described, directory = child(index, "a"), child(index, "d")
+    await apply_keys(index, info("a", "e1"), info("d/b", "e1"))
+    assert (child(index, "a"), child(index, "d").mode) == (described, directory.mode)
+    moved = await index.move_entry(described, d.ino, "c", Entry("c", 1, 3, "e1"), now_ns=1)
+    assert (moved.mode, moved.uid, moved.gid) == (0o100755, 1, 2)
+    await apply_keys(index, info("d/b", "e1"), info("d/c", "e2"))
+    assert (child(index, "d/c").mode, child(index, "d/c").uid) == (None, None)
+    assert await index.describe(a.ino, Posix(mode=1)) is None
+
+
+async def test_what_is_not_known_of_a_mode_and_owner_stays_as_it_was(index: Index) -> None:
+    first = await index.put_entry(ROOT_INO, Entry("a", 1, 1, "e1"), now_ns=1, posix=Posix(mode=0o100600, uid=1, gid=2))
+    assert (first.mode, first.uid, first.gid, first.kind) == (0o100600, 1, 2, Kind.FILE)
+    again = await index.put_entry(ROOT_INO, Entry("a", 2, 2, "e2"), now_ns=1, posix=Posix(uid=7))
+    assert (again.ino, again.mode, again.uid, again.gid) == (first.ino, 0o100600, 7, 2)
+    link = await index.put_entry(ROOT_INO, Entry("a", 2, 2, "e2"), now_ns=1, posix=Posix(mode=0o120777))
+    assert link.kind is Kind.SYMLINK
 
 
 async def test_numbers_are_never_given_twice_not_even_after_a_restart(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazyfs.core.listing import Entry, PageFacts, Slice
+from lazyfs.core.posix import Posix
 from lazyfs.core.types import ROOT_INO
 from lazyfs.index.base import LOCAL_ETAG
 from lazyfs.index.database import Index
@@ -174,6 +175,21 @@ def refuses(snapshot: Path, folder: Path, reason: str, identity: dict[str, str] 
     assert (folder / "kept.db").read_bytes() == b"what was there"
 
 
+async def test_modes_go_along_but_for_what_gives_away_rights(tmp_path: Path) -> None:
+    await make_index(tmp_path / "source.db")
+    with opened(tmp_path / "source.db") as index:
+        node = index.child(ROOT_INO, "file-001")
+        assert node is not None
+        await index.describe(node.ino, Posix(mode=0o106755, uid=0, gid=7))
+    pack(tmp_path / "source.db", tmp_path / "snap")
+    (tmp_path / "home").mkdir()
+    assert install(tmp_path / "snap", tmp_path / "home/index.db", IDENTITY, name="snap")
+    with opened(tmp_path / "home/index.db") as index:
+        node = index.child(ROOT_INO, "file-001")
+        assert node is not None
+        assert (node.mode, node.uid, node.gid) == (0o100755, 0, 7)
+
+
 async def test_another_place_is_refused(tmp_path: Path) -> None:
     snapshot = await made(tmp_path)
     for other in ({"bucket": "other"}, {"prefix": ""}, {"endpoint": ""}):
@@ -205,7 +221,7 @@ async def test_a_bomb_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sql", "reason"),
     [
-        ("PRAGMA user_version = 99", "version 99, not 2"),
+        ("PRAGMA user_version = 99", "version 99, not 3"),
         ("CREATE TRIGGER t AFTER INSERT ON node BEGIN DELETE FROM node; END", "not an index of lazyfs"),
         ("DROP TABLE total", "not an index of lazyfs"),
         ("DELETE FROM meta", "does not say of which bucket"),
@@ -218,6 +234,11 @@ async def test_a_bomb_is_refused(tmp_path: Path) -> None:
         ("UPDATE node SET entry = 'a' || char(0) WHERE entry = 'file-001'", "rows that no listing makes"),
         ("UPDATE node SET size = -1 WHERE entry = 'file-001'", "rows that no listing makes"),
         ("UPDATE node SET mtime_ns = 'x' WHERE entry = 'file-001'", "rows that no listing makes"),
+        ("UPDATE node SET mode = 35309 WHERE entry = 'file-001'", "rows that no listing makes"),  # 0104755
+        ("UPDATE node SET mode = -1 WHERE entry = 'file-001'", "rows that no listing makes"),
+        ("UPDATE node SET mode = 'x' WHERE entry = 'file-001'", "rows that no listing makes"),
+        ("UPDATE node SET uid = 4294967295 WHERE entry = 'file-001'", "rows that no listing makes"),
+        ("UPDATE node SET gid = 1.5 WHERE entry = 'file-001'", "rows that no listing makes"),
         ("UPDATE node SET etag = '<local>' WHERE entry = 'file-001'", "rows that no listing makes"),
     ],
 )

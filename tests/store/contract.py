@@ -367,6 +367,44 @@ class StoreContract:
             with subject.limit("copy-if-match"), pytest.raises(PreconditionFailedError):
                 await store.copy(old, "copied")
 
+    async def test_metadata_of_an_object_is_changed(self, subject: Subject) -> None:
+        async with subject.open() as store:
+            oid = ObjectId("k é", await store.put("k é", DATA, options=PutOptions(metadata={"a": "1", "b": "2"})))
+            etag = await store.set_metadata(oid, {"b": "3", "c": "4"})
+            info = await store.head("k é")
+            assert (info.etag, info.size, dict(info.metadata)) == (etag, len(DATA), {"a": "1", "b": "3", "c": "4"})
+            assert etag == oid.etag, "that of a single part is the MD5 of its bytes"
+            assert bytes(await store.get_range(info.oid, Range(0, 256))) == DATA[:256]
+            assert await store.set_metadata(info.oid, {"b": None, "never": None}) == etag
+            assert dict((await store.head("k é")).metadata) == {"a": "1", "c": "4"}
+            assert await store.set_metadata(info.oid, {"a": "1"}) == etag, "no change at all"
+
+    async def test_metadata_of_a_multipart_object_is_changed(self, subject: Subject) -> None:
+        async with subject.open() as store:
+            upload = await store.create_upload("k", options=PutOptions(metadata={"a": "1"}))
+            parts = [await store.upload_part(upload, 1, b"1" * MIN_PART_SIZE), await store.upload_part(upload, 2, b"2")]
+            oid = ObjectId("k", await store.complete_upload(upload, parts))
+            etag = await store.set_metadata(oid, {"b": "2"})
+            info = await store.head("k")
+            assert (info.etag, info.size, dict(info.metadata)) == (etag, MIN_PART_SIZE + 1, {"a": "1", "b": "2"})
+            assert bytes(await store.get_range(info.oid, Range(MIN_PART_SIZE - 1, MIN_PART_SIZE + 1))) == b"12"
+
+    async def test_metadata_of_another_version_stays(self, subject: Subject) -> None:
+        async with subject.open() as store:
+            with pytest.raises(NotFoundError):
+                await store.set_metadata(ObjectId("k", "0" * 32), {"a": "1"})
+            old = ObjectId("k", await store.put("k", b"old"))
+            await store.put("k", b"new")
+            with pytest.raises(PreconditionFailedError):
+                await store.set_metadata(old, {"a": "1"})
+            assert dict((await store.head("k")).metadata) == {}
+
+    async def test_metadata_of_a_directory_marker(self, subject: Subject) -> None:
+        async with subject.open() as store:
+            with subject.limit("marker-metadata"):
+                await store.put("dir/", b"", options=PutOptions(metadata={"file-permissions": "0040700"}))
+                assert dict((await store.head("dir/")).metadata) == {"file-permissions": "0040700"}
+
     async def test_deleted_is_gone(self, subject: Subject) -> None:
         async with subject.open() as store:
             etag = await store.put("k", b"x")

@@ -38,3 +38,18 @@ class TestS3Store(StoreContract):
                 await store.aclose()
 
         return Subject(open_store, server.limits)
+
+    async def test_metadata_is_changed_and_nothing_else(self, subject: Subject, server: Server, bucket: str) -> None:
+        headers = {"ContentType": "text/plain", "CacheControl": "max-age=7"}
+        if server.name == "moto":
+            headers |= {"ContentDisposition": "inline", "ContentLanguage": "en", "StorageClass": "STANDARD_IA"}
+        client = server.client()
+        client.put_object(Bucket=bucket, Key="k", Body=b"x", Metadata={"theirs": "1"}, **headers)
+        before = client.head_object(Bucket=bucket, Key="k")
+        async with subject.open() as store:
+            await store.set_metadata((await store.head("k")).oid, {"ours": "2"})
+        after = client.head_object(Bucket=bucket, Key="k")
+        client.close()
+        assert after["Metadata"] == {"theirs": "1", "ours": "2"}
+        assert all(after.get(name) == before.get(name) for name in headers)
+        assert after["ContentType"] == "text/plain"

@@ -158,7 +158,17 @@ async def test_question_after_a_lost_answer_is_retried_too() -> None:
 
 
 async def test_every_other_verb_survives_a_lost_answer() -> None:
-    for verb in ("list", "head", "create_upload", "upload_part", "abort_upload", "list_uploads", "copy", "delete"):
+    for verb in (
+        "list",
+        "head",
+        "create_upload",
+        "upload_part",
+        "abort_upload",
+        "list_uploads",
+        "copy",
+        "set_metadata",
+        "delete",
+    ):
         inner, store, stats = make(("after", verb, TransientStoreError("lost")))
         oid = inner.put_now("k", b"x").oid
         upload = await store.create_upload("u")
@@ -166,6 +176,7 @@ async def test_every_other_verb_survives_a_lost_answer() -> None:
         await store.abort_upload(upload)
         await store.list_uploads("")
         await store.copy(oid, "c")
+        await store.set_metadata(oid, {"a": "1"})
         await store.list_page("")
         await store.head("k")
         await store.delete("k")

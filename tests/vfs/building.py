@@ -33,15 +33,12 @@ from lazyfs.store.memory import MemoryStore
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem, Policy
-from lazyfs.vfs.handles import Handles
-from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.renaming import Journal
 from lazyfs.vfs.slots import Slots
 from lazyfs.vfs.uploader import Uploader
 from lazyfs.vfs.uploads import Uploads
-from lazyfs.vfs.writeback import WriteBack
 from lazyfs.vfs.writer import Writer
 from tests.vfs import schedules
 
@@ -289,26 +286,6 @@ async def mounted(
             )
 
         reader = Reader(fetcher=fetcher, whole_object_bytes=knobs.whole_object, stats=stats)
-        handles, lost, later = Handles(), LostAndFound(root, clock), None
-        if backlog is not None:
-            later = WriteBack(
-                backlog=backlog, namespace=namespace, index=index, handles=handles, reader=reader, lost=lost
-            )
-            await later.recover()
-            uploader = Uploader(
-                backlog=backlog,
-                store=store,
-                uploads=uploads,
-                memory=memory,
-                part_sizes=PartSizes(knobs.part),
-                options=DEFAULT_PUT,
-                conditional=policy.get("conditional_put", True),
-                backoff=Backoff(base_s=0.001, cap_s=0.01),
-                landed=later.landed,
-                keep=later.keep,
-                lost=later.lost,
-            )
-            nursery.start_soon(uploader.run)
         fs = FileSystem(
             namespace=namespace,
             store=store,
@@ -320,11 +297,27 @@ async def mounted(
             journal=journal,
             clock_ns=clock,
             still_open=still_open,
-            handles=handles,
-            lost=lost,
-            write_back=later,
+            backlog=backlog,
             fsync_to_bucket=fsync_to_bucket,
         )
+        if fs.write_back is not None:
+            await fs.write_back.recover()
+            uploader = Uploader(
+                backlog=fs.write_back.backlog,
+                store=store,
+                uploads=uploads,
+                memory=memory,
+                part_sizes=PartSizes(knobs.part),
+                options=DEFAULT_PUT,
+                conditional=policy.get("conditional_put", True),
+                backoff=Backoff(base_s=0.001, cap_s=0.01),
+                metadata=fs.write_back.metadata,
+                landed=fs.write_back.landed,
+                restate=fs.write_back.restate,
+                keep=fs.write_back.keep,
+                lost=fs.write_back.lost,
+            )
+            nursery.start_soon(uploader.run)
         permanent = frozenset(nursery.child_tasks)
         mount = Mount(fs, namespace, index, store, cache, room, fetcher, slots, stats, nursery, permanent, backlog)
         yield mount

@@ -69,8 +69,8 @@ class Oracle:
     def own_change(self, path: str, *sides: str, removed: str = "") -> None:
         """We just made these sides of `path` what they are in the state in force: nothing older may be told.
 
-        The side `removed` may be told absent for a lease, whatever others have put there meanwhile. What we do to
-        the other side asks nobody, so it does not end that.
+        The side `removed` may be told absent for a lease, whatever others have put there meanwhile; before the first
+        refresh, until that. What we do to the other side asks nobody, so it does not end that.
         """
         for side in sides:
             self._floors[side, path] = self.now
@@ -131,7 +131,7 @@ class Oracle:
         return self.believing or self._recently_ours(path) or self.clock() - state.superseded_ns < self.ttl_s * 1e9
 
     def _was_removed(self, side: str, path: str) -> bool:
-        return (side, path) in self._removed and self._recently_ours(path)
+        return (side, path) in self._removed and (self.believing or self._recently_ours(path))
 
     def _recently_ours(self, path: str) -> bool:
         above = path.rpartition("/")[0]

@@ -280,17 +280,6 @@ async def test_no_delete_refuses_unlink_and_rmdir(mount: Mounting, store: SmallP
         await m.write("a", b"2")
 
 
-async def test_modes_and_owners_cannot_be_changed_but_may_be_set_to_what_they_are(mount: Mounting) -> None:
-    async with mount() as m:
-        ino = await m.write("a", b"1")
-        now = await m.fs.getattr(ino)
-        for changes in (Changes(mode=now.mode), Changes(mode=0o644), Changes(uid=now.uid, gid=now.gid)):
-            assert await m.fs.setattr(ino, changes) == now
-        for changes in (Changes(mode=0o600), Changes(uid=4), Changes(gid=4)):
-            with pytest.raises(NotPermittedError):
-                await m.fs.setattr(ino, changes)
-
-
 @pytest.mark.expect_warnings
 async def test_an_archived_object_has_no_mode_and_is_not_opened(mount: Mounting, store: SmallPages) -> None:
     for storage_class in ("GLACIER", "DEEP_ARCHIVE", "GLACIER_IR"):
@@ -667,6 +656,18 @@ async def test_a_file_unlinked_while_it_is_open_is_not_brought_back_by_a_write(
         await close(m, ino, fh)
         assert store.keys() == []
         assert await m.names() == []
+
+
+async def test_what_is_written_to_a_file_that_has_no_name_leaves_no_upload(mount: Mounting, store: SmallPages) -> None:
+    store.put_now("a", b"12345")
+    async with mount() as m:
+        ino, fh = await m.open("a", os.O_RDWR)
+        assert bytes(await m.fs.read(ino, fh, Range(0, 5))) == b"12345"
+        await m.fs.unlink(ROOT_INO, "a")
+        await m.fs.write(ino, fh, 5, b"x" * 3 * PART)
+        await close(m, ino, fh)
+        assert store._uploads == {}
+        assert store.keys() == []
 
 
 async def test_a_rename_takes_readers_and_writers_along(mount: Mounting, store: SmallPages) -> None:

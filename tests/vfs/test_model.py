@@ -327,7 +327,9 @@ class Bucket(RuleBasedStateMachine):
 
     @rule(
         when=st.sampled_from(["before", "after"]),
-        verb=st.sampled_from(["put", "get", "head", "list", "create_upload", "upload_part", "complete_upload", "copy"]),
+        verb=st.sampled_from(
+            ["put", "get", "head", "list", "create_upload", "upload_part", "complete_upload", "copy", "set_metadata"]
+        ),
     )
     def endpoint_will_fail(self, when: str, verb: str) -> None:
         self.armed.failure = (when, verb)
@@ -593,6 +595,31 @@ class Bucket(RuleBasedStateMachine):
             outcome = self._do(lambda: self.mount.fs.setattr(asked[1], Changes(mtime_ns=self.serial)))
             assert not isinstance(outcome, LazyfsError), outcome
             assert outcome.mtime_ns == self.serial
+
+    @rule(place=places, bits=st.sampled_from([0o600, 0o755]))
+    def change_mode(self, place: str | int, bits: int) -> None:
+        """Of what is stored it is a copy onto itself, after which an object of several parts has another ETag."""
+        path = self._place(place)
+        asked = self._ask_both(path)
+        if asked is None or asked[0].kind != "file":
+            return
+        told, ino, _, _ = asked
+        outcome = self._do(lambda: self.mount.fs.setattr(ino, Changes(mode=bits)))
+        self._observe()
+        if isinstance(outcome, LazyfsError):
+            stale = isinstance(outcome, StaleError | StaleInodeError)
+            assert self.armed.fired or (stale and self._etag(path) != told.etag), outcome
+            self.last.pop(path, None)
+            return
+        assert outcome.mode & 0o7777 == bits
+        node = self.mount.index.node(ino)
+        if node is not None and node.etag != told.etag:
+            assert self.bodies[node.etag] == self.bodies[told.etag]
+            self.inos[ino] = (path, node.etag)
+            if ino in self.files:
+                self.files[ino].etag = node.etag
+            self._ours(path, "file")
+            self.last.pop(path, None)
 
     @rule(pick=picks, sync=st.booleans())
     def flush_file(self, pick: int, sync: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import trio
 
 from lazyfs.core.errors import NoEntryError, UnreachableError
-from lazyfs.core.types import ROOT_INO, Range
+from lazyfs.core.types import ROOT_INO, Changes, Range
 from lazyfs.vfs.lost import LOST
 from tests.vfs.building import Mount, mounted
 from tests.vfs.stores import ScriptedStore
@@ -360,3 +361,102 @@ async def test_fsync_may_be_told_to_wait_for_the_bucket(tmp_path: Path) -> None:
             held.set()
         assert bodies(store) == {"f": b"x"}
         await m.fs.release(ino, fh)
+
+
+# -- what a file says besides its bytes ---------------------------------------------------------------------------------
+
+
+async def chmod(m: Mount, path: str, mode: int) -> None:
+    await m.fs.setattr((await m.lookup(path)).ino, Changes(mode=mode))
+
+
+async def mode_of(m: Mount, path: str) -> int:
+    return stat.S_IMODE((await m.lookup(path)).mode)
+
+
+def says(store: ScriptedStore, key: str) -> str:
+    return store._objects[key].metadata.get("file-permissions", "")
+
+
+async def test_a_mode_that_is_set_while_the_file_waits_goes_along(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("complete")
+    async with back(store, tmp_path) as m:
+        await m.write("shard", LARGE)
+        await m.write("script", b"#!")  # waits for the shard
+        await chmod(m, "script", 0o755)
+        assert await mode_of(m, "script") == 0o755
+        held.set()
+        await m.settle()
+        assert says(store, "script") == "0100755"
+        assert await mode_of(m, "script") == 0o755
+        assert store.calls["set_metadata"] == 0
+
+
+async def test_a_mode_that_is_set_while_the_file_is_sent_is_told_afterwards(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("put")
+    async with back(store, tmp_path) as m:
+        await m.write("script", b"#!")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await chmod(m, "script", 0o700)
+        held.set()
+        await m.settle()
+        assert says(store, "script") == "0100700"
+        assert await mode_of(m, "script") == 0o700
+        assert await m.read("script") == b"#!"
+        assert m.fs.lost == []
+
+
+async def test_modes_and_links_survive_the_daemon(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.hold("put")
+    with trio.CancelScope() as scope:
+        async with back(store, tmp_path) as m:
+            await m.fs.make_directory(ROOT_INO, "d")
+            await chmod(m, "d", 0o700)
+            await m.write("d/script", b"#!")
+            await chmod(m, "d/script", 0o755)
+            await m.fs.make_link(ROOT_INO, "latest", b"d/script")
+            scope.cancel()
+            await trio.sleep_forever()
+    again = ScriptedStore()
+    again._objects = store._objects
+    async with mounted(again, tmp_path / "another.db", spool=tmp_path / "spool", write_back=tmp_path / "back") as m:
+        assert await mode_of(m, "d/script") == 0o755
+        assert await mode_of(m, "d") == 0o700
+        link = await m.lookup("latest")
+        assert stat.S_ISLNK(link.mode)
+        assert await m.fs.read_link(link.ino) == b"d/script"
+        await m.settle()
+        assert await m.fs.read_link((await m.lookup("latest")).ino) == b"d/script"
+    assert (says(again, "d/"), says(again, "d/script"), says(again, "latest")) == ("0040700", "0100755", "0120777")
+    assert bodies(again)["latest"] == b"d/script"
+
+
+async def test_a_link_takes_the_name_of_what_is_still_to_be_deleted(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    async with back(store, tmp_path) as m:
+        await m.write("latest", b"old")
+        await m.settle()
+        held = store.hold("complete")
+        await m.write("shard", LARGE)
+        await unlink(m, "latest")
+        await m.fs.make_link(ROOT_INO, "latest", b"shard")
+        held.set()
+        await m.settle()
+        assert bodies(store) == {"shard": LARGE, "latest": b"shard"}
+
+
+async def test_attributes_of_what_waits(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    held = store.hold("put")
+    async with back(store, tmp_path, xattrs=True) as m:
+        ino = await m.write("f", b"x")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await m.fs.xattrs.set(ino, b"user.note", b"yes")
+        assert await m.fs.xattrs.get(ino, b"user.note") == b"yes"
+        held.set()
+        await m.settle()
+        assert await m.fs.xattrs.names(ino) == [b"user.note"]
+        assert store._objects["f"].metadata["note"] == "yes"
