@@ -142,6 +142,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "events": ("sqs:http://127.0.0.1:1/2/q", "sqs:http://127.0.0.1:1/2/q"),
     "shared-cache": ("redis://node:7000/2", RedisAddress(host="node", port=7000, db=2)),
     "shared-cache-ttl": ("12h", 12 * 3600.0),
+    "write-back": ("true", True),
+    "fsync": ("s3", "s3"),
     "part-size": ("16MiB", 16 * 1024**2),
     "spool-size": ("5GiB", 5 * GIB),
     "no-overwrite": ("true", True),

@@ -363,7 +363,7 @@ async def test_fsync_may_be_told_to_wait_for_the_bucket(tmp_path: Path) -> None:
         await m.fs.release(ino, fh)
 
 
-# -- what a file says besides its bytes ---------------------------------------------------------------------------------
+# -- what a file says besides its bytes ------------------------------------------------------------------------------
 
 
 async def chmod(m: Mount, path: str, mode: int) -> None:
