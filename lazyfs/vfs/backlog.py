@@ -214,9 +214,10 @@ class Backlog:
             await self._moved.wait()
 
     async def until_withdrawn(self, change: Change, *, timeout_s: float) -> None:
-        """Return when a taken change is not wanted any more, or after `timeout_s`."""
+        """Return when a taken change ceases to be wanted, or after `timeout_s`."""
+        was_wanted = self.pending.is_wanted(change)
         with trio.move_on_after(timeout_s):
-            while self.pending.is_wanted(change):
+            while self.pending.is_wanted(change) == was_wanted:
                 await self._moved.wait()
 
     def failed(self, change: Change, error: LazyfsError) -> None:
@@ -226,13 +227,10 @@ class Backlog:
 
     async def done(self, change: Change, etag: str, apply: Apply) -> SpoolFile | None:
         """The bucket has it, of a PUT or COPY as version `etag`; if it is the latest of its key, `apply` makes that
-        true for the mount. Its content, if nobody else needs it: the caller closes that."""
+        true for the mount. Its content, if nobody else needs it: the caller closes that. SpoolError: it is not over."""
         async with self._turn:
             followers = self.pending.followers(change, etag)
-            try:
-                await self._journal.record(followers, [change.number])
-            except LazyfsError as error:  # it is done again after a crash, which changes nothing
-                log.warning("%r is in the bucket, and the journal does not know: %s", change.key, error)
+            await self._journal.record(followers, [change.number])
             for later in followers:
                 self.pending.change(later)
             latest = self.pending.latest(change.key)

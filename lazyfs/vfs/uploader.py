@@ -95,18 +95,21 @@ class Uploader:
                 await self._attempt(change)
                 break
             except LazyfsError as error:
-                if not self._backlog.pending.is_wanted(change):
-                    await self._backlog.give_up(change)
-                    break
-                level = logging.INFO if self._backlog.failures else logging.WARNING  # of an outage, the first one
-                log.log(level, "%s of %r failed, and will be tried again: %s", change.op, change.key, error)
-                self._backlog.failed(change, error)
+                self._failed(change, error)
+            except Exception:
+                log.exception("unexpected error in the %s of %r", change.op, change.key)
+                self._failed(change, LazyfsError("a bug; see the log"))
             finally:
                 self._places.release()
             delay_s = self._backoff.delay_s(attempt, 0.0, random.random)
             await self._backlog.until_withdrawn(change, timeout_s=delay_s or self._backoff.cap_s)
             await self._places.acquire()
         self._unfinished.release()
+
+    def _failed(self, change: Change, error: LazyfsError) -> None:
+        level = logging.INFO if self._backlog.failures else logging.WARNING  # of an outage, the first one
+        log.log(level, "%s of %r failed, and will be tried again: %s", change.op, change.key, error)
+        self._backlog.failed(change, error)
 
     async def _attempt(self, change: Change) -> None:
         """Do what `change` says, once; nothing if it is not wanted any more. LazyfsError: it shall be tried again."""

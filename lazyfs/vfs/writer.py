@@ -161,7 +161,8 @@ class Writer:
         return len(data)
 
     async def truncate(self, size: int) -> None:
-        """Make the file `size` bytes long. Growing a file is free until commit. Errors as of `write`."""
+        """Make the file `size` bytes long. Growing a file that goes up in order is free until commit. Errors as of
+        `write`."""
         self._check()
         self._check_reach(size)
         if size == self.size:
@@ -170,6 +171,12 @@ class Writer:
         self._length_hint = size
         if size >= self._settled:
             del self._tail[size - self._settled :]
+            if self._file is not None and not self._streaming:  # room is taken now: close() must need none
+                async with self._whole_or_withdrawn():
+                    await self._settle(memoryview(self._tail))
+                    self._tail = bytearray()
+                    await self._file.truncate(size)
+                    self._settled = size
             return
         # First what readers go by, then the file: one that comes now must not ask for bytes that are going.
         self._settled, self._tail, self._cuts = size, bytearray(), self._cuts + 1

@@ -1056,7 +1056,6 @@ def test_what_a_small_spool_did_not_take_cannot_be_read_back() -> None:
 
 
 @pytest.mark.expect_warnings
-@pytest.mark.xfail(reason="zeros that ftruncate promised are spooled at close, which then fails", raises=AssertionError)
 def test_a_file_that_was_changed_and_grew_beyond_a_small_spool_is_refused_before_its_close() -> None:
     with begun(LittleSpool) as steps:
         steps.create_file("a")
