@@ -6,8 +6,9 @@ reservation of memory for exactly the bytes that it fetches, and takes a slot on
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -42,11 +43,13 @@ async def nothing_waits(_oid: ObjectId, _span: Range) -> Buffer | None:
 class _BlockFlight(Flight[dict[int, Buffer]]):
     """The fetch of one extent."""
 
-    __slots__ = ("ticket",)
+    __slots__ = ("ticket", "tiers")
 
     def __init__(self, ticket: Ticket) -> None:
         super().__init__()
         self.ticket = ticket
+        self.tiers: dict[int, str] = {}
+        """Where each block came from, if not from S3."""
 
 
 class Fetcher:
@@ -97,8 +100,11 @@ class Fetcher:
         """Neighbouring blocks in one piece if memory has them so: no await, no thread, no SQL, no copy."""
         return self._cache.run(oid, blocks)
 
-    async def fetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> dict[int, Buffer]:
-        """Exactly `blocks` (ascending) of the object of `size` bytes. StaleError, StoreError."""
+    async def fetch(self, oid: ObjectId, size: int, blocks: Sequence[int], span: Range) -> dict[int, Buffer]:
+        """Exactly `blocks` (ascending) of the object of `size` bytes. StaleError, StoreError.
+
+        `span`, which lies in them, is what the reader will be given; it is counted by the tier that it came from.
+        """
         found: dict[int, Buffer] = {}
         waiting: dict[_BlockFlight, list[int]] = {}
         missing: list[int] = []
@@ -112,14 +118,35 @@ class Fetcher:
                 waiting.setdefault(flight, []).append(block)
             else:
                 missing.append(block)
-        self._stats.add("cache.memory.hit_bytes", sum(len(data) for data in found.values()))
+        tiers = dict.fromkeys(found, "memory")
         for extent in plan_extents(missing, self._extent_blocks):
             waiting[self._start(oid, size, extent, Urgency.DEMAND)] = list(extent)
-        for flight, wanted in waiting.items():
-            arrived = await flight.wait()
-            for block in wanted:
-                found[block] = arrived[block]
+        if waiting:
+            with self._stall():
+                for flight, wanted in waiting.items():
+                    arrived = await flight.wait()
+                    for block in wanted:
+                        found[block] = arrived[block]
+                        tiers[block] = flight.tiers.get(block, "s3")
+        self._count(tiers, span, size)
         return found
+
+    @contextlib.contextmanager
+    def _stall(self) -> Iterator[None]:
+        """A reader waits meanwhile."""
+        began_s = trio.current_time()
+        self._stats.add("read.stalls")
+        self._stats.add("read.waiting")
+        try:
+            yield
+        finally:
+            self._stats.add("read.waiting", -1)
+            self._stats.add("read.stall_ns", int((trio.current_time() - began_s) * 1e9))
+
+    def _count(self, tiers: Mapping[int, str], span: Range, size: int) -> None:
+        for block in blocks_of(span, self.block_size):
+            whole = block_range(block, self.block_size, size)
+            self._stats.add(f"read.bytes.{tiers[block]}", min(whole.stop, span.stop) - max(whole.start, span.start))
 
     def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
         """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises.
@@ -251,7 +278,7 @@ class Fetcher:
             if reserve:
                 await memory.reserve(bytes_held)
             try:
-                return await self._load(flight.ticket, oid, size, extent)
+                return await self._load(flight, oid, size, extent)
             finally:
                 memory.release(bytes_held)
 
@@ -261,23 +288,28 @@ class Fetcher:
             for block in extent:
                 del self._flights[oid, block]
 
-    async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
-        is_local = not oid.key
+    async def _load(self, flight: _BlockFlight, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
+        ticket, is_local = flight.ticket, not oid.key
         if (self._spooled or is_local) and (written := await self._unspool(oid, size, extent)):
+            flight.tiers = dict.fromkeys(written, "spool")
             return written
         if is_local:
             raise StaleError("what was written here was replaced before it was uploaded")
         origin = self._origins.get(oid) if len(self._origins) else None
         if origin is not None and (copied := await self._from_origin(origin, oid, size, extent)):
+            flight.tiers = dict.fromkeys(copied, "disk")  # or a little faster
             return copied
         preloading = ticket.urgency is Urgency.PRELOAD  # then it is known that the disk has nothing
         loaded = await self._cache.load(oid, extent) if not preloading else NOTHING
         found = dict(loaded.blocks)
         if found:
+            flight.tiers = dict.fromkeys(found, "disk")
             self._cache.admit(oid, found, len(loaded.whole), to_disk=False, whole=loaded.whole)
         missing = [block for block in extent if block not in found]
         if missing and self._cache.shared is not None:
-            found |= await self._cache.load_shared(oid, size, missing, to_memory=not preloading)
+            shared = await self._cache.load_shared(oid, size, missing, to_memory=not preloading)
+            flight.tiers |= dict.fromkeys(shared, "shared")
+            found |= shared
             missing = [block for block in missing if block not in found]
         for run in plan_extents(missing, self._extent_blocks):
             found |= await self._get(ticket, oid, size, run)
