@@ -1,17 +1,23 @@
-"""`--metrics-port` on real mounts: the numbers agree with what programs read and with what passes a proxy."""
+"""`--metrics-port` on real mounts: the numbers agree with what programs read and with what passes a proxy, and the
+dashboard, the alerts and the operations guide know no others."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import socket
 import threading
 import urllib.request
 from collections import Counter
 
+import pytest
+import yaml
 from minio import Minio
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fuse.conftest import Mounter
-from tests.fuse.mounts import Mount, drop_page_cache, is_mounted, until
+from tests.fuse.mounts import ROOT, Mount, drop_page_cache, is_mounted, until
 from tests.fuse.trees import put, random_bytes
 from tests.proxy import proxied
 from tests.servers import Server
@@ -153,3 +159,63 @@ def test_a_port_in_use_is_refused_before_anything_is_mounted(mount: Mounter, buc
     assert done.returncode == 1
     assert done.stderr == f"lazyfs: cannot serve metrics on 127.0.0.1 port {port}: Address already in use\n"
     assert not is_mounted(second)
+
+
+# -- the examples of docs/ ------------------------------------------------------------------------------------------
+
+DOCS = ROOT / "docs"
+DASHBOARD = json.loads((DOCS / "grafana-dashboard.json").read_text())
+ALERTS = [rule for group in yaml.safe_load((DOCS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+OPERATIONS = (DOCS / "operations.md").read_text()
+
+
+def expressions() -> list[str]:
+    """Every query of the dashboard and the alerts."""
+    panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+    variables = [variable["query"]["query"] for variable in DASHBOARD["templating"]["list"][1:]]
+    return [*panels, *variables, *(rule["expr"] for rule in ALERTS)]
+
+
+def test_every_metric_and_label_in_the_examples_is_in_a_real_scrape(mount: Mounter, server: Server) -> None:
+    if server.name != "moto":
+        pytest.skip("the endpoint does not matter")
+    m = mount("--metrics-port", "0", "--write-back", "--preload")
+    with urllib.request.urlopen(m.status()["metrics"], timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    names = {sample.name for sample in samples}
+    labels = {(sample.name, *pair) for sample in samples for pair in sample.labels.items()}
+    by = {label for _, label, _ in labels} | {"instance"}  # which Prometheus adds
+    for text in expressions():
+        used = set(re.findall(r"\b(?:lazyfs|process)_\w+", text))
+        assert used, text
+        assert used <= names, text
+        for name, label, value in re.findall(r'(\w+)\{(\w+)="(\w+)"\}', text):
+            assert (name, label, value) in labels, text
+        for grouped in re.findall(r"(?:by|ignoring) ?\(([\w, ]+)\)", text):
+            assert set(grouped.split(", ")) <= by, text
+    told = set(re.findall(r"\b(?:lazyfs|process)_[a-z_]*[a-z]\b", OPERATIONS))
+    assert len(told) > 15
+    assert told <= names, sorted(told - names)
+
+
+def test_alerts_are_explained() -> None:
+    for rule in ALERTS:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["annotations"].keys() == {"summary", "description"}
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert f"`{rule['alert']}`" in OPERATIONS, rule["alert"]
+
+
+def test_the_dashboard_has_panels_that_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = set()
+    for panel in panels:
+        grid = panel["gridPos"]
+        assert grid["x"] + grid["w"] <= 24
+        taken = {
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not taken & places, panel["title"]
+        places |= taken
