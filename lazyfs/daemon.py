@@ -42,6 +42,7 @@ from lazyfs.store.retrying import Retrying
 from lazyfs.store.settings import S3Settings
 from lazyfs.tiers import opened_cache
 from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.fetcher import Fetcher, nothing_waits
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
@@ -129,8 +130,9 @@ async def _running(
         backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
         store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
         journal, uploads = Journal(index), Uploads(store=store, index=index)
+        copier = Copier(store=store, uploads=uploads)
         if not config.mount.read_only:
-            await journal.finish(store)
+            await journal.finish(store, copier)
             await uploads.abort_left()
         mount = _build(
             config,
@@ -141,6 +143,7 @@ async def _running(
             index=index,
             journal=journal,
             uploads=uploads,
+            copier=copier,
             cache=cache,
             spool=spool,
             backlog=backlog,
@@ -267,6 +270,7 @@ def _build(
     index: Index,
     journal: Journal,
     uploads: Uploads,
+    copier: Copier,
     cache: TieredCache,
     spool: Spool | None,
     backlog: Backlog | None,
@@ -321,6 +325,7 @@ def _build(
         part_sizes=part_sizes,
         policy=_policy(config, bare.capabilities),
         journal=journal,
+        copier=copier,
         clock_ns=time.time_ns,
         still_open=still_open,
         backlog=backlog,
@@ -330,7 +335,7 @@ def _build(
     if filesystem.write_back is not None:
         conditional, later = bare.capabilities.conditional_put, filesystem.write_back
         uploader = new_uploader(
-            config, later, store=store, uploads=uploads, memory=cache.memory, conditional=conditional
+            config, later, store=store, uploads=uploads, copier=copier, memory=cache.memory, conditional=conditional
         )
     session = Session(
         filesystem,

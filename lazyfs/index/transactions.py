@@ -182,6 +182,13 @@ class Transactions:
             row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE ino = ?", (ino,)).fetchone()
         return None if row is None else Node(*row)
 
+    def arrived(self, ino: int, etag: str, now_ns: int) -> Node | None:
+        """The bucket has the inode as version `etag`; see Index.arrived."""
+        with self._transaction():
+            self._db.execute("UPDATE node SET etag = ?, checked_ns = ? WHERE ino = ?", (etag, now_ns, ino))
+            row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE ino = ?", (ino,)).fetchone()
+        return None if row is None else Node(*row)
+
     def remove_entry(self, parent: int, name: str) -> Applied:
         """The entry, and all below it, is gone."""
         with self._transaction() as applied:

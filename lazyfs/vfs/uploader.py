@@ -24,6 +24,7 @@ from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import ANY, Condition, Part, Range, Upload
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.together import each
 from lazyfs.vfs.uploads import Uploads
 
@@ -52,6 +53,7 @@ class Uploader:
         backlog: Backlog,
         store: Store,
         uploads: Uploads,
+        copier: Copier,
         memory: MemoryTier,
         part_sizes: PartSizes,
         options: PutOptions,
@@ -66,6 +68,7 @@ class Uploader:
         self._backlog = backlog
         self._store = store
         self._uploads = uploads
+        self._copier = copier
         self._memory = memory
         self._part_sizes = part_sizes
         self._options = options
@@ -121,7 +124,7 @@ class Uploader:
         elif change.op is Op.COPY:
             assert change.source is not None
             try:
-                etag = await self._store.copy(change.source, change.key)
+                etag = await self._copier.copy(change.source, change.key, change.size)
             except (NotFoundError, PreconditionFailedError):
                 await self._lost(change)
             else:
