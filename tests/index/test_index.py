@@ -282,6 +282,25 @@ async def test_only_what_changed_after_the_facts_were_asked_for_is_newer_than_th
             assert tree(index) == {}
 
 
+async def test_a_directory_that_a_listing_does_not_know_keeps_what_is_newer_than_the_listing(index: Index) -> None:
+    directory = await index.put_entry(ROOT_INO, Entry("d/"), now_ns=1)
+    await index.put_entry(directory.ino, Entry("old", 1, 1, "theirs"), now_ns=1)
+    with index.listing() as listing:
+        await index.put_entry(directory.ino, Entry("new", 1, 1, "ours"), now_ns=1)
+        index.hold("d/held")
+        await index.put_entry(directory.ino, Entry("held", 1, 1, "ours too"), now_ns=1)
+        facts = slices_of_keys([], root="", start="", after="", upto=None)
+        index.note_local(ROOT_INO, "other")
+        await index.apply_page(facts, listing, page_ns=1, began_ns=1)
+        assert tree(index) == {"d/": "/", "d/held": "ours too", "d/new": "ours"}
+        index.let_go("d/held")
+        await index.apply_page(facts, listing, page_ns=1, began_ns=1)
+        assert "d/held" in tree(index)
+    with index.listing() as later:
+        await index.apply_page(facts, later, page_ns=1, began_ns=1)
+        assert tree(index) == {}
+
+
 # -- any tree into any other ----------------------------------------------------------------------------------------
 
 _names = st.sampled_from(["a", "b", "a-", "ab", "é", "."])
