@@ -19,6 +19,7 @@ from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.spool import SpoolFile
 from lazyfs.core.backoff import Backoff
 from lazyfs.core.changes import MARK, Change, Op
+from lazyfs.core.content import content_type
 from lazyfs.core.errors import LazyfsError, NotFoundError, PreconditionFailedError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import ANY, Condition, Part, Range, Upload
@@ -171,7 +172,11 @@ class Uploader:
         """Upload the content; the ETag, None if it was withdrawn meanwhile."""
         condition = self._backlog.pending.current(change).condition if self._conditional else ANY
         marks = {MARK: change.token} if change.token else {}
-        options = replace(self._options, metadata={**self._options.metadata, **metadata, **marks})
+        options = replace(
+            self._options,
+            content_type=content_type(change.key),
+            metadata={**self._options.metadata, **metadata, **marks},
+        )
         if change.size > self._part_sizes.size(1):
             return await self._send_parts(change, options, condition)
         async with self._parts, self._memory.held(change.size):

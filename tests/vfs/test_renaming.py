@@ -292,7 +292,7 @@ async def test_a_directory_object_that_has_content_keeps_it(tmp_path: Path, *, k
         assert bucket(store) == {"new/": b"content of d/", "new/e/": b"", "new/f": b"content of d/f"}
 
 
-# -- large objects ------------------------------------------------------------------------------------------------------
+# -- large objects ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
