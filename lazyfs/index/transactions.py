@@ -225,11 +225,13 @@ class Transactions:
         return moved, applied
 
     def remove_local(self) -> Applied:
-        """Files that never reached the bucket are gone."""
+        """Files that were only here are gone; or they are in the bucket, and a kill kept that from being noted: their
+        directories are not known to be complete."""
         with self._transaction() as applied:
             rows = self._db.execute(f"SELECT parent, entry FROM node WHERE etag = '{LOCAL_ETAG}'").fetchall()
             for parent, entry in rows:
                 self._remove(parent, entry, applied)
+                self._db.execute("UPDATE node SET listed_ns = NULL WHERE ino = ?", (parent,))
         return applied
 
     def restore(self, made: Iterable[Row], gone: Iterable[str]) -> Applied:

@@ -271,6 +271,16 @@ async def test_what_changed_here_during_a_listing_wins_over_it(index: Index) -> 
     assert tree(index) == {"gone": "e1"}
 
 
+async def test_a_file_whose_arrival_a_kill_kept_from_being_noted_is_asked_for(index: Index) -> None:
+    directory = await index.put_entry(ROOT_INO, Entry("d/"), now_ns=1)
+    await index.put_entry(directory.ino, Entry("f", 1, 1, LOCAL_ETAG), now_ns=1)
+    await index.remove_local()
+    known = index.node(directory.ino)
+    assert known is not None
+    assert known.listed_ns is None
+    assert tree(index) == {"d/": "/"}
+
+
 async def test_only_what_changed_after_the_facts_were_asked_for_is_newer_than_they(index: Index) -> None:
     with index.listing() as early:
         await index.put_entry(ROOT_INO, Entry("a", 1, 1, "ours"), now_ns=1)
