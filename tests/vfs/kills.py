@@ -1,9 +1,9 @@
 """kill -9 of write-back, hundreds of times: `python -m tests.vfs.kills DIRECTORY SEED KILLS`.
 
-Each life is a forked process that runs the whole of write-back but the kernel: journal, spool, backlog, uploader, index,
-over a bucket that is a directory. It tells what it begins and what it was told is done; the parent kills it at a random
-moment. The next life first tells all that it shows: that must be exactly what was acknowledged, or that and the one
-change that was under way. The last one is let finish: the bucket must hold what the mount showed.
+Each life is a forked process that runs the whole of write-back but the kernel (journal, spool, backlog, uploader,
+index) over a bucket that is a directory. It tells what it begins and what it was told is done; the parent kills it at a
+random moment. The next life first tells all that it shows: that must be exactly what was acknowledged, or that and the
+one change that was under way. The last one is let finish: the bucket must hold what the mount showed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.vfs.building import Mount, mounted
 
 View = dict[str, str]
 """Checksums of files by path; directories, whose path ends in `/`, have none."""
-LIFE_S = 0.25
+LIFE_S = 0.2
 """The longest."""
 DIRECTORIES = ["", "d/", "e/", "d/s/"]
 PATHS = [directory + name for directory in DIRECTORIES for name in ("a", "b")]
@@ -215,7 +215,7 @@ def campaign(directory: Path, seed: int, kills: int) -> None:
     files = {path: what for path, what in view.items() if not path.endswith("/")}
     assert {key: what for key, what in held.items() if not key.endswith("/")} == files
     assert not list((directory / "back").glob("*.data"))
-    print(f"{kills} kills, {len(files)} files at the end")
+    sys.stdout.write(f"{kills} kills, {len(files)} files at the end\n")
 
 
 def _lived(directory: Path, index: str, seed: str, life_s: float, *, finish: bool) -> list[Any]:
