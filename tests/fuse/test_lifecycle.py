@@ -1,0 +1,181 @@
+"""The lifecycle commands on real mounts: what they tell is so, and what they do does what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from minio import Minio
+
+from lazyfs.control.client import call
+from tests.fuse.conftest import Mounter
+from tests.fuse.mounts import Mount, lazyfs, until
+from tests.fuse.test_write_back import hold, refuse
+from tests.fuse.trees import put, random_bytes
+from tests.proxy import Proxy, proxied
+from tests.servers import Server
+
+BLOCK = 256 * 1024
+LARGE = random_bytes(8 * BLOCK + 5, 3)
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    with proxied(server) as found:
+        yield found
+
+
+@pytest.fixture
+def tree(client: Minio, bucket: str) -> dict[str, bytes]:
+    """A small data set in the bucket."""
+    files = {f"data/{kind}/{number:02}.bin": random_bytes(1000 + number) for kind in "ab" for number in range(12)}
+    files["data/large"] = LARGE
+    for key, content in files.items():
+        put(client, bucket, key, content)
+    return files
+
+
+def told(m: Mount, *arguments: str | Path) -> list[dict[str, Any]]:
+    """What a command tells a program."""
+    done = m.lazyfs(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def state(m: Mount, path: Path) -> dict[str, Any]:
+    """What the daemon says of a file; without the command line, which takes half a second to start."""
+    (socket,) = Path(m.env["LAZYFS_RUNTIME_DIR"]).glob("*.sock")
+    (found,) = call(socket, "entries", path=str(path.relative_to(m.path)))["entries"]
+    return dict(found)
+
+
+def on_disk(m: Mount, path: Path) -> dict[str, Any]:
+    """The state of a file once the SSD has what was read of it."""
+    until(lambda: "disk" in state(m, path)["ranges"], "the SSD has it")
+    return state(m, path)
+
+
+def read_at(path: Path, start: int, size: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(fd, size, start)
+    finally:
+        os.close(fd)
+
+
+def refused(done: Any, *words: str) -> None:
+    """It failed with one clear line."""
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("lazyfs: ")
+    for word in words:
+        assert word in done.stderr
+
+
+# -- status ---------------------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_file_follows_what_is_read(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount("--read-only")
+    large = m / "data/large"
+    fresh = state(m, large)
+    assert (fresh["state"], fresh["size"], fresh["resident"], fresh["ranges"]) == ("released", len(LARGE), 0, {})
+    assert fresh["key"] == "data/large"
+    assert read_at(large, 5 * BLOCK, 1) == LARGE[5 * BLOCK : 5 * BLOCK + 1]
+    some = on_disk(m, large)
+    assert some["state"] == "partial"
+    assert some["ranges"]["memory"] == some["ranges"]["disk"]
+    assert [5 * BLOCK, 6 * BLOCK] in some["ranges"]["disk"]
+    assert some["resident"] == sum(stop - start for start, stop in some["ranges"]["disk"])
+    assert some["resident"] == m.stat_of("s3.bytes.read")
+    assert large.read_bytes() == LARGE
+    until(lambda: state(m, large)["ranges"]["disk"] == [[0, len(LARGE)]], "the SSD has all")
+    assert state(m, large)["state"] == "archived"
+    assert told(m, "status", large) == [{**state(m, large), "path": str(large), "mountpoint": str(m.path)}]
+    shown = m.lazyfs("status", large)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[0].split() == ["archived", "2.0", "MiB", "of", "2.0", "MiB", str(large)]
+    assert f"disk    0-{len(LARGE)}" in shown.stdout
+
+
+def test_status_of_directories_and_globs(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount()
+    (m / "data/a/03.bin").read_bytes()
+    gets = m.requests("get")
+    kinds = {Path(one["path"]).name: one["kind"] for one in told(m, "status", m / "data")}
+    assert kinds == {"a": "directory", "b": "directory", "large": "file"}
+    everything = told(m, "status", "-r", m / "data")
+    assert [one["path"] for one in everything] == sorted(str(m / key) for key in tree)
+    assert [one["state"] for one in everything].count("archived") == 1
+    assert len(told(m, "status", "-r", m.path)) == len(tree)
+    assert [Path(one["path"]).name for one in told(m, "status", m / "data/?/0[34].bin")] == ["03.bin", "04.bin"] * 2
+    lines = m.lazyfs("status", m / "data/a", m / "data/b/00.bin").stdout.splitlines()
+    assert "12 files, 11.8 KiB, of which 1003 B are here" in lines
+    assert m.requests("get") == gets, "to ask brings nothing"
+
+
+def test_status_of_paths_that_are_no_files_of_a_mount(mount: Mounter, tree: dict[str, bytes], tmp_path: Path) -> None:
+    m = mount()
+    refused(m.lazyfs("status", tmp_path / "elsewhere"), "is not in a mount of lazyfs")
+    refused(m.lazyfs("status", m / "data/nothing"), "data/nothing", "no such file")
+    one = m.lazyfs("status", m / "data/nothing", m / "data/large")
+    assert one.returncode == 1
+    assert "released" in one.stdout, "the other arguments are answered"
+    link = tmp_path / "link"
+    link.symlink_to(m / "data")
+    assert [one["key"] for one in told(m, "status", link / "large")] == ["data/large"]
+
+
+def test_a_daemon_that_died_is_one_line(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount()
+    m.kill()
+    refused(m.lazyfs("status", m / "data/large"), f"the daemon of {m.path} has died", "lazyfs umount")
+    assert m.lazyfs("umount", m.path).returncode == 0
+    refused(lazyfs("status", m / "data/large", env=m.env), "is not in a mount of lazyfs")
+
+
+def test_status_of_what_waits_for_its_upload(mount: Mounter, proxy: Proxy) -> None:
+    m = mount("--write-back", on=proxy.server)
+    with (m / "open").open("wb") as file:
+        file.write(b"abc")
+        file.flush()
+        assert state(m, m / "open")["state"] == "dirty"
+        released = hold(proxy)
+    until(lambda: state(m, m / "open")["state"] == "uploading", "the upload begins")
+    assert state(m, m / "open")["ranges"] == {"spool": [[0, 3]]}
+    released.set()
+    m.wait_uploaded()
+    m.expect_log("failed, and will be tried again")
+    refuse(proxy)
+    (m / "other").write_bytes(b"x")
+    until(lambda: state(m, m / "other")["state"] == "failed", "the upload fails")
+    assert state(m, m / "other")["error"]
+    proxy.refuse = lambda _seen: None
+    m.wait_uploaded()
+    assert state(m, m / "other")["state"] == "archived"
+
+
+def test_the_same_as_extended_attributes(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount("--xattrs", "--read-only")
+    large = m / "data/large"
+    assert os.getxattr(large, "user.lazyfs.state") == b"released"
+    assert os.getxattr(large, "user.lazyfs.key") == b"data/large"
+    assert os.getxattr(large, "user.lazyfs.etag").decode() == state(m, large)["etag"]
+    for name in ("ranges", "error"):
+        with pytest.raises(OSError, match="No data available"):
+            os.getxattr(large, f"user.lazyfs.{name}")
+    assert large.read_bytes() == LARGE
+    assert os.getxattr(large, "user.lazyfs.state") == b"archived"
+    assert f"memory 0-{len(LARGE)}" in os.getxattr(large, "user.lazyfs.ranges").decode()
+    assert os.listxattr(large) == [], "cp and rsync would copy what is listed"
+
+
+def test_without_xattrs_the_kernel_does_not_ask_for_them(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount("--read-only")
+    with pytest.raises(OSError, match="not supported"):
+        os.getxattr(m / "data/large", "user.lazyfs.state")
