@@ -34,7 +34,7 @@ from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore
 from lazyfs.index.home import opened_index
-from lazyfs.lifecycle import new_lifecycle
+from lazyfs.lifecycle.verbs import Lifecycle
 from lazyfs.mounted import Mount
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
@@ -357,7 +357,7 @@ def _build(
         preloader=preloader,
         write_back=filesystem.write_back,
         uploader=uploader,
-        lifecycle=new_lifecycle(filesystem, index=index, fetcher=fetcher, cache=cache, backlog=backlog),
+        lifecycle=Lifecycle(filesystem, index=index, fetcher=fetcher, cache=cache, backlog=backlog, nursery=background),
         stores=_stores(config, bare, stats),
         started_s=time.time(),
     )

@@ -18,7 +18,7 @@ from lazyfs.core.stats import Stats
 from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore, export_snapshot
-from lazyfs.lifecycle import Lifecycle
+from lazyfs.lifecycle.verbs import Lifecycle
 from lazyfs.store.remote import S3Store
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.filesystem import FileSystem

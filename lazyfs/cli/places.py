@@ -42,23 +42,40 @@ class Place:
         return os.path.join(self.registration.mountpoint, path) if path else self.registration.mountpoint
 
 
+class Places:
+    """Finds places, by one look at the kernel's table of mounts."""
+
+    def __init__(self) -> None:
+        table = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+        self._mounts = parse_mountinfo(table)
+        self._served: dict[Path, Registration] = {}
+
+    def locate(self, text: str) -> Place:
+        """Whose `text` is. StartupError if it is in no mount, or in one whose daemon has died."""
+        path = Path(os.path.abspath(os.path.expanduser(text)))
+        entry = mount_of(path, self._mounts)
+        if entry is None or entry.fs_type != FS_TYPE:  # a link may lead into one
+            path = Path(os.path.realpath(path.parent)) / path.name
+            entry = mount_of(path, self._mounts)
+        if entry is None or entry.fs_type != FS_TYPE:
+            raise StartupError(f"{text} is not in a mount of lazyfs")
+        relative = os.path.relpath(path, entry.mountpoint)
+        return Place(self._registration(entry.mountpoint), "" if relative == "." else relative)
+
+    def _registration(self, mountpoint: Path) -> Registration:
+        if mountpoint not in self._served:
+            registration = registry.find(mountpoint)
+            if registration is None:
+                raise StartupError(f"{mountpoint} is not a mount of lazyfs of this user")
+            if not registration.is_alive:
+                raise StartupError(f"the daemon of {mountpoint} has died; run: lazyfs umount {mountpoint}")
+            self._served[mountpoint] = registration
+        return self._served[mountpoint]
+
+
 def locate(text: str) -> Place:
     """Whose `text` is. StartupError if it is in no mount, or in one whose daemon has died."""
-    path = Path(os.path.abspath(os.path.expanduser(text)))
-    mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape"))
-    entry = mount_of(path, mounts)
-    if entry is None or entry.fs_type != FS_TYPE:  # a link may lead into one
-        path = Path(os.path.realpath(path.parent)) / path.name
-        entry = mount_of(path, mounts)
-    if entry is None or entry.fs_type != FS_TYPE:
-        raise StartupError(f"{text} is not in a mount of lazyfs")
-    registration = registry.find(entry.mountpoint)
-    if registration is None:
-        raise StartupError(f"{entry.mountpoint} is not a mount of lazyfs of this user")
-    if not registration.is_alive:
-        raise StartupError(f"the daemon of {entry.mountpoint} has died; run: lazyfs umount {entry.mountpoint}")
-    relative = os.path.relpath(path, entry.mountpoint)
-    return Place(registration, "" if relative == "." else relative)
+    return Places().locate(text)
 
 
 def mount_of(path: Path, mounts: list[MountEntry]) -> MountEntry | None:

@@ -179,3 +179,70 @@ def test_without_xattrs_the_kernel_does_not_ask_for_them(mount: Mounter, tree: d
     m = mount("--read-only")
     with pytest.raises(OSError, match="not supported"):
         os.getxattr(m / "data/large", "user.lazyfs.state")
+
+
+# -- preload --------------------------------------------------------------------------------------------------------
+
+
+def test_a_preloaded_tree_is_read_without_the_endpoint(
+    mount: Mounter, proxy: Proxy, tree: dict[str, bytes], tmp_path: Path
+) -> None:
+    m = mount("--read-only", "--metadata-ttl", "indefinite", on=proxy.server)
+    done = m.lazyfs("preload", m / "data/a", m / "data/large", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("preloaded 13 of 13 files, 2.0 MiB of 2.0 MiB")
+    m.wait_imported()
+    asked = m.requests()
+    proxy.refuse = lambda _seen: (403, "AccessDenied")
+    for key, content in tree.items():
+        if not key.startswith("data/b/"):
+            assert (m / key).read_bytes() == content
+    assert m.requests() == asked
+    assert {one["state"] for one in told(m, "status", m / "data/b")} == {"released"}
+    (task,) = told(m, "task", "ls", m.path)
+    assert (task["verb"], task["state"], task["progress"]["files"]) == ("preload", "done", 13)
+
+
+def test_a_list_comes_in_its_order_and_its_bad_lines_are_told(
+    mount: Mounter, proxy: Proxy, tree: dict[str, bytes], tmp_path: Path
+) -> None:
+    m = mount("--read-only", on=proxy.server)
+    wanted = ["data/b/07.bin", "data/a/02.bin", "data/b/01.bin"]
+    lines = [f"{m.path}/{key}" for key in wanted]
+    bad = [f"{m.path}/data/none", "/etc/passwd", "x" * 9000]
+    path = tmp_path / "list"
+    path.write_text("\n".join([lines[0], bad[0], "", lines[1], bad[1], bad[2], lines[2]]))
+    done = m.lazyfs("preload", "--list", path, "--wait", "--json")
+    assert done.returncode == 1
+    reasons = done.stderr.splitlines()
+    assert sorted(reason.split(": ")[1] for reason in reasons) == [f"{path}:{number}" for number in (2, 5, 6)]
+    assert "no such file" in done.stderr
+    assert "/etc/passwd is not in a mount of lazyfs" in done.stderr
+    (task,) = json.loads(done.stdout)
+    assert (task["state"], task["progress"]["files"]) == ("done", 3)
+    assert [state(m, m / key)["state"] for key in wanted] == ["archived"] * 3
+    refused(m.lazyfs("preload", "--list", tmp_path / "nothing"), "cannot read the list")
+
+
+def test_a_preload_is_seen_and_cancelled(mount: Mounter, proxy: Proxy, tree: dict[str, bytes]) -> None:
+    m = mount("--read-only", on=proxy.server)
+    m.wait_imported()
+    released = hold(proxy, {"get"})
+    done = m.lazyfs("preload", m / "data/?")
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.split()[1]
+    shown = json.loads(m.lazyfs("task", "show", name, "--json").stdout)
+    assert (shown["state"], shown["about"]) == ("running", str(m / "data/?"))
+    assert m.lazyfs("task", "cancel", name).stdout == f"cancelled {name}\n"
+    until(lambda: told(m, "task", "ls")[0]["state"] == "cancelled", "the task ends")
+    released.set()
+    refused(m.lazyfs("task", "cancel", name), "has ended already: cancelled")
+    refused(m.lazyfs("task", "show", "1-1"), "there is no task 1-1")
+    for key in ("data/a/00.bin", "data/large"):
+        assert (m / key).read_bytes() == tree[key], "readers are not disturbed"
+
+
+def test_preload_needs_a_place_for_the_data(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount("--read-only", "--cache-dir", "none")
+    refused(m.lazyfs("preload", m / "data"), "no cache directory")
+    assert m.lazyfs("preload").returncode == 2

@@ -1,6 +1,6 @@
-"""The lifecycle commands as the daemon answers them on its control socket: JSON in, JSON out, in pages.
+"""What `lazyfs status`, `find` and `release` are told of files: JSON in, JSON out, in pages.
 
-Promises that an answer is short however large the bucket is, and ends soon: what takes long is a task (`tasks`).
+Promises that an answer is short however large the bucket is, and ends soon.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lazyfs.cache.tiered import TieredCache
 from lazyfs.control.protocol import MAX_LINE
 from lazyfs.core.errors import ControlError
 from lazyfs.core.selection import Selection
 from lazyfs.core.types import Kind, Range
 from lazyfs.index.base import Node
 from lazyfs.index.database import Index
-from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.facts import Facts, FactsOf
-from lazyfs.vfs.fetcher import Fetcher
-from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.walking import Entry, Walk
 
@@ -33,8 +29,8 @@ FILE_RANGES = 1024
 """Of one file and tier that are told; of what lies in more pieces the rest is only counted."""
 
 
-class Lifecycle:
-    """The verbs of one mount."""
+class Entries:
+    """Files and directories by their paths, with what is known of them."""
 
     def __init__(self, *, namespace: Namespace, index: Index, facts: FactsOf) -> None:
         self._namespace = namespace
@@ -79,16 +75,6 @@ class Lifecycle:
                 break  # names full of what JSON writes in six letters each
             told.append(document)
         return told
-
-
-def new_lifecycle(
-    filesystem: FileSystem, *, index: Index, fetcher: Fetcher, cache: TieredCache, backlog: Backlog | None
-) -> Lifecycle:
-    """The verbs for `filesystem`, which tells the same facts as extended attributes from now on."""
-    namespace = filesystem.namespace
-    facts = FactsOf(namespace=namespace, cache=cache, fetcher=fetcher, handles=filesystem.handles, backlog=backlog)
-    filesystem.xattrs.facts = facts
-    return Lifecycle(namespace=namespace, index=index, facts=facts)
 
 
 def directory(path: str) -> dict[str, Any]:
