@@ -12,10 +12,13 @@ from lazyfs.control.tasks import Tasks
 from lazyfs.index.database import Index
 from lazyfs.lifecycle.entries import Entries
 from lazyfs.lifecycle.preload import Preloads
+from lazyfs.lifecycle.refresh import Refreshes
+from lazyfs.lifecycle.release import Releases
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.facts import FactsOf
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem
+from lazyfs.vfs.releaser import Releaser
 
 
 class Lifecycle:
@@ -39,6 +42,8 @@ class Lifecycle:
         self._parts = (
             tasks,
             Entries(namespace=namespace, index=index, facts=facts),
+            Releases(Releaser(namespace=namespace, facts=facts, fetcher=fetcher, cache=cache)),
+            Refreshes(namespace=namespace, index=index, handles=filesystem.handles, backlog=backlog, tasks=tasks),
             Preloads(namespace=namespace, index=index, fetcher=fetcher, disk=cache.disk, tasks=tasks),
         )
 

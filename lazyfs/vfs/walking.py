@@ -93,33 +93,15 @@ class Walk:
 
     async def _begin(self) -> Node:
         """The node where the walk begins; what is left of the path is a pattern then."""
-        if not is_text(self._path):
-            raise NoEntryError(f"{self._path!r}: no such file")
         try:
             self._base = self._path
-            return await self._find(self._path)
+            return await find(self._namespace, self._index, self._path, asks=self._asks)
         except (NoEntryError, NotDirectoryError):
             if not has_magic(self._path):
                 raise
         self._base, pattern = split_pattern(self._path)
         self._pattern = Pattern(pattern)
-        return await self._find(self._base)
-
-    async def _find(self, path: str) -> Node:
-        node = self._namespace.node(ROOT_INO)
-        for name in path.split("/") if path else ():
-            if node.kind is not Kind.DIRECTORY:
-                raise NoEntryError(f"{path}: {node.name} is not a directory")
-            try:
-                found = (
-                    await self._namespace.lookup(node.ino, name) if self._asks else self._index.child(node.ino, name)
-                )
-            except NoEntryError:
-                found = None
-            if found is None:
-                raise NoEntryError(f"{path}: no such file or directory" + ("" if self._asks else " in the index"))
-            node = found
-        return node
+        return await find(self._namespace, self._index, self._base, asks=self._asks)
 
     async def _next(self, stack: list[_Frame]) -> tuple[Entry, bool] | None:
         """The next entry that the walk passes, and whether it is one to tell; None at the end."""
@@ -175,3 +157,21 @@ class Walk:
             ino, path = found.ino, path + name + "/"
         if last or not above or self._descends(len(above)):
             yield _Frame(ino, path, last, len(above))
+
+
+async def find(namespace: Namespace, index: Index, path: str, *, asks: bool) -> Node:
+    """What `path` is. Without `asks` only the index is read. NoEntryError, StoreError."""
+    if not is_text(path):
+        raise NoEntryError(f"{path!r}: no such file")
+    node = namespace.node(ROOT_INO)
+    for name in path.split("/") if path else ():
+        if node.kind is not Kind.DIRECTORY:
+            raise NoEntryError(f"{path}: {node.name} is not a directory")
+        try:
+            found = await namespace.lookup(node.ino, name) if asks else index.child(node.ino, name)
+        except NoEntryError:
+            found = None
+        if found is None:
+            raise NoEntryError(f"{path}: no such file or directory" + ("" if asks else " in the index"))
+        node = found
+    return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from minio import Minio
 
 from lazyfs.control.client import call
 from tests.fuse.conftest import Mounter
-from tests.fuse.mounts import Mount, lazyfs, until
+from tests.fuse.mounts import Mount, drop_page_cache, lazyfs, until
 from tests.fuse.test_write_back import hold, refuse
-from tests.fuse.trees import put, random_bytes
+from tests.fuse.trees import get, put, random_bytes
 from tests.proxy import Proxy, proxied
 from tests.servers import Server
 
@@ -246,3 +247,152 @@ def test_preload_needs_a_place_for_the_data(mount: Mounter, tree: dict[str, byte
     m = mount("--read-only", "--cache-dir", "none")
     refused(m.lazyfs("preload", m / "data"), "no cache directory")
     assert m.lazyfs("preload").returncode == 2
+
+
+# -- release --------------------------------------------------------------------------------------------------------
+
+
+def test_a_released_file_reads_back_lazily(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount()
+    assert m.lazyfs("preload", m / "data", "--wait").returncode == 0
+    assert (
+        m.lazyfs("release", m / "data/a", m / "data/a/00.bin", m / "data/large", "--dry-run").stdout.splitlines()[-1]
+        == "would release 13 files, 2.0 MiB"
+    )
+    assert state(m, m / "data/large")["state"] == "archived"
+    done = m.lazyfs("release", m / "data/a", m / "data/large")
+    assert (done.returncode, done.stdout) == (0, "released 13 files, 2.0 MiB\n"), done.stderr
+    states = {one["path"].removeprefix(f"{m.path}/"): one["state"] for one in told(m, "status", "-r", m / "data")}
+    assert states == {key: "archived" if key.startswith("data/b/") else "released" for key in tree}
+    drop_page_cache()
+    gets = m.requests("get")
+    for key, content in tree.items():
+        assert (m / key).read_bytes() == content
+    assert m.requests("get") > gets
+    until(lambda: state(m, m / "data/large")["state"] == "archived", "it is here again")
+
+
+def test_release_by_age_and_by_need(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount("--read-only")
+    assert m.lazyfs("preload", m / "data/b", "--wait").returncode == 0
+    assert m.lazyfs("preload", m / "data/a", "--wait").returncode == 0
+    assert m.lazyfs("release", m.path, "--older-than", "1h").stdout == "released 0 files, 0 B\n"
+    gone = told(m, "release", m.path, "--need", "3500")
+    assert len(gone) == 4, "the least that is enough"
+    assert all("/data/b/" in one["path"] for one in gone), "what came first goes first"
+    states = [one["state"] for one in told(m, "status", "-r", m.path)]
+    assert states.count("archived") == 20
+    assert m.lazyfs("release", m.path, "--older-than", "1ms", "--need", "1GiB").stdout.startswith("released 20 files")
+    assert m.lazyfs("release", m.path, "--need", "lots").returncode == 2
+
+
+def test_what_waits_for_its_upload_is_not_released(mount: Mounter, proxy: Proxy) -> None:
+    m = mount("--write-back", on=proxy.server)
+    released = hold(proxy)
+    (m / "f").write_bytes(b"abc")
+    done = m.lazyfs("release", m / "f")
+    assert (done.returncode, done.stdout) == (0, "released 0 files, 0 B\n")
+    assert "1 files are written, or wait for their upload" in done.stderr
+    drop_page_cache()
+    assert (m / "f").read_bytes() == b"abc"
+    released.set()
+    m.wait_uploaded()
+
+
+# -- sync, flush, find ----------------------------------------------------------------------------------------------
+
+
+def test_sync_makes_it_true_now_deletions_too(
+    mount: Mounter, client: Minio, bucket: str, tree: dict[str, bytes]
+) -> None:
+    m = mount("--read-only", "--metadata-ttl", "indefinite")
+    m.wait_imported()
+
+    def names() -> list[str]:
+        return sorted(path.name for path in (m / "data/a").iterdir())
+
+    before = names()
+    assert (m / "data/a/01.bin").read_bytes() == tree["data/a/01.bin"]
+    assert not (m / "data/a/new").exists()
+    client.remove_object(bucket, "data/a/00.bin")
+    put(client, bucket, "data/a/01.bin", b"another")
+    put(client, bucket, "data/a/new", b"new")
+    put(client, bucket, "data/a/deep/er/x", b"x")
+    put(client, bucket, "other", b"x")
+    assert names() == before
+    done = m.lazyfs("sync", m / "data/a")
+    assert done.returncode == 0, done.stderr
+    assert names() == sorted({*before, "new", "deep"} - {"00.bin"})
+    assert (m / "data/a/01.bin").read_bytes() == b"another"
+    assert (m / "data/a/new").read_bytes() == b"new"
+    assert [path.name for path in (m / "data/a/deep/er").iterdir()] == ["x"]
+    assert not (m / "data/a/00.bin").exists()
+    assert not (m / "other").exists()
+    client.remove_object(bucket, "data/a/deep/er/x")
+    (task,) = [json.loads(m.lazyfs("sync", m.path, "--json").stdout)]
+    assert (task["state"], task["progress"]["objects"]) == ("done", len(tree) + 1)
+    assert (m / "other").read_bytes() == b"x"
+    assert not (m / "data/a/deep").exists()
+    client.remove_object(bucket, "other")
+    assert m.lazyfs("sync", m / "other").returncode == 0
+    assert not (m / "other").exists()
+    refused(m.lazyfs("sync", m / "other"), "no such file")
+
+
+def test_flush_waits_until_the_bucket_has_it(mount: Mounter, proxy: Proxy, client: Minio, bucket: str) -> None:
+    m = mount("--write-back", on=proxy.server)
+    assert m.lazyfs("flush").stdout == f"{m.path}: everything is in the bucket\n"
+    released = hold(proxy)
+    (m / "d").mkdir()
+    (m / "d/f").write_bytes(b"abc")
+    (m / "g").write_bytes(b"x")
+    shown = m.lazyfs("flush", m / "d/f")
+    assert (shown.returncode, shown.stdout) == (0, f"{m.path}/d/f: 1 changes, 3 B, are on their way\n")
+    refused(m.lazyfs("flush", m / "d", "--wait", "--timeout", "100ms"), "still waiting for 2 changes")
+    threading.Timer(2.0, released.set).start()
+    (told_of,) = json.loads(m.lazyfs("flush", m / "d", "--wait", "--json").stdout)
+    assert (told_of["changes"], told_of["failed"]) == (0, [])
+    assert get(client, bucket, "d/f") == b"abc"
+    m.wait_uploaded()
+    with (m / "open").open("wb") as file:
+        file.write(b"abc")
+        file.flush()
+        assert "1 files are still being written" in m.lazyfs("flush", m.path, "--wait").stdout
+    m.wait_uploaded()
+    m.expect_log("failed, and will be tried again")
+    refuse(proxy)
+    (m / "no").write_bytes(b"x")
+    done = m.lazyfs("flush", m.path, "--wait")
+    assert done.returncode == 1
+    assert "lazyfs: no: " in done.stderr
+    assert "it is tried again" in done.stderr
+    proxy.refuse = lambda _seen: None
+    assert m.lazyfs("flush", m.path, "--wait", "--timeout", "60s").returncode == 0
+    assert get(client, bucket, "no") == b"x"
+    refused(m.lazyfs("flush", m / "nothing"), "no such file")
+
+
+def test_find_is_answered_by_the_index(mount: Mounter, proxy: Proxy, tree: dict[str, bytes]) -> None:
+    m = mount("--read-only", on=proxy.server)
+    m.wait_imported()
+    (m / "data/a/05.bin").read_bytes()
+    read_at(m / "data/large", 0, 1)
+    asked = m.requests()
+    proxy.refuse = lambda _seen: (403, "AccessDenied")
+
+    def found(*options: str) -> list[str]:
+        done = m.lazyfs("find", m.path, *options)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return [line.removeprefix(f"{m.path}/") for line in done.stdout.splitlines()]
+
+    assert found("--state", "archived") == ["data/a/05.bin"]
+    assert found("--state", "partial", "--size", "+1MiB") == ["data/large"]
+    assert found("--state", "released", "--name", "1?.bin", "--size", "-1011") == ["data/a/10.bin", "data/b/10.bin"]
+    assert found("--size", "1003") == ["data/a/03.bin", "data/b/03.bin"]
+    assert sorted(found()) == sorted([*tree, "data/", "data/a/", "data/b/"])
+    (one,) = told(m, "find", m / "data", "--name", "large")
+    assert (one["state"], one["path"]) == ("partial", str(m / "data/large"))
+    assert m.lazyfs("find", m.path, "--name", "large", "-0").stdout == f"{m.path}/data/large\0"
+    assert m.requests() == asked
+    assert m.lazyfs("find", m.path, "--state", "sleeping").returncode == 2
+    refused(m.lazyfs("find", m / "nothing"), "no such file or directory in the index")
