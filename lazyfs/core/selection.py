@@ -5,6 +5,7 @@ Pure. What a name and a size say is looked at before the state, which costs more
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Selection:
         """Whether an entry may be one, as far as the namespace knows; a directory only if nothing is asked for."""
         if not is_file:
             return not self.is_set
-        if self.name is not None and re.match(translate(self.name), name) is None:  # re keeps what it has compiled
+        if self.name is not None and _matcher(self.name).match(name) is None:
             return False
         if self.smallest is not None and size < self.smallest:
             return False
@@ -63,6 +64,11 @@ class Selection:
     def fits_state(self, state: str) -> bool:
         """Whether it is in one of the states."""
         return self.states is None or state in self.states
+
+
+@functools.lru_cache(maxsize=16)
+def _matcher(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
 
 
 def parse_states(text: str) -> frozenset[str]:

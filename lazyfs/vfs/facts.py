@@ -30,6 +30,7 @@ _MAX_ATTRIBUTE = 60_000
 """Bytes of an attribute's value; the kernel takes 64 KiB."""
 _BLOCKS_AT_ONCE = 8192
 """That are looked up in memory, a millisecond's work, before the mount goes on with something else."""
+_FILES_AT_ONCE = 32
 _NOWHERE: Mapping[str, Sequence[Range]] = MappingProxyType({})
 
 
@@ -73,7 +74,12 @@ class FactsOf:
     async def files(self, nodes: Sequence[tuple[Node, str]]) -> list[Facts]:
         """The facts of files, given with their keys, in their order; the disk is asked once for all of them."""
         held = await self._on_disk([self._oid(node, key) for node, key in nodes], [node.size for node, _ in nodes])
-        return [await self._file(node, key, disk) for (node, key), disk in zip(nodes, held, strict=True)]
+        found = []
+        for number, ((node, key), disk) in enumerate(zip(nodes, held, strict=True), 1):
+            found.append(await self._file(node, key, disk))
+            if number % _FILES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        return found
 
     async def attribute(self, ino: int, name: str) -> bytes:
         """The extended attribute `name`. NoAttributeError, also for a directory."""

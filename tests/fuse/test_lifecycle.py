@@ -232,10 +232,12 @@ def test_a_preload_is_seen_and_cancelled(mount: Mounter, proxy: Proxy, tree: dic
     done = m.lazyfs("preload", m / "data/?")
     assert done.returncode == 0, done.stderr
     name = done.stdout.split()[1]
+    assert m.lazyfs("preload", m / "data/large").returncode == 0, "left to the unmount"
     shown = json.loads(m.lazyfs("task", "show", name, "--json").stdout)
     assert (shown["state"], shown["about"]) == ("running", str(m / "data/?"))
     assert m.lazyfs("task", "cancel", name).stdout == f"cancelled {name}\n"
     until(lambda: told(m, "task", "ls")[0]["state"] == "cancelled", "the task ends")
+    assert told(m, "task", "ls")[1]["state"] == "running"
     released.set()
     refused(m.lazyfs("task", "cancel", name), "has ended already: cancelled")
     refused(m.lazyfs("task", "show", "1-1"), "there is no task 1-1")
@@ -329,7 +331,7 @@ def test_sync_makes_it_true_now_deletions_too(
     assert not (m / "data/a/00.bin").exists()
     assert not (m / "other").exists()
     client.remove_object(bucket, "data/a/deep/er/x")
-    (task,) = [json.loads(m.lazyfs("sync", m.path, "--json").stdout)]
+    (task,) = told(m, "sync")
     assert (task["state"], task["progress"]["objects"]) == ("done", len(tree) + 1)
     assert (m / "other").read_bytes() == b"x"
     assert not (m / "data/a/deep").exists()
