@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any, NamedTuple
 
 import click
@@ -17,6 +16,8 @@ from lazyfs.core.units import format_size, parse_duration, parse_size
 
 _AT_ONCE = 200
 """Files of one message."""
+_SIZE_AT_ONCE = 64 * 1024**3
+"""And their size: the daemon looks for each of their blocks."""
 MAX_CANDIDATES = 100_000
 """That are held to find the oldest: some 40 MB. Where more are needed, these go first and it is looked again."""
 _LOOSE = frozenset({"partial", "archived"})
@@ -30,6 +31,8 @@ class Candidate(NamedTuple):
     ino: int
     path: str
     bytes: int
+    """Of it that are here."""
+    size: int
 
 
 @click.command()
@@ -106,7 +109,10 @@ class _Choice:
                     self.waiting += 1
                 elif entry["resident"] and self._is_old(entry, now_s):
                     stored_s = now_s if entry["stored_s"] is None else entry["stored_s"]
-                    yield Candidate(place, entry["ino"], entry["path"], entry["resident"]), stored_s
+                    yield (
+                        Candidate(place, entry["ino"], entry["path"], entry["resident"], entry["size"]),
+                        stored_s,
+                    )
 
         seen: set[tuple[str, int]] = set()
         for candidate, stored_s in self.troubles.each(self._paths, below):
@@ -127,10 +133,17 @@ class _Choice:
         if self._dry_run:
             yield from candidates
             return
-        candidates = iter(candidates)
-        while some := list(islice(candidates, _AT_ONCE)):
-            for mountpoint in dict.fromkeys(one.place.registration.mountpoint for one in some):
-                yield from self._release([one for one in some if one.place.registration.mountpoint == mountpoint])
+        some: list[Candidate] = []
+        size = 0
+        for candidate in candidates:
+            is_elsewhere = bool(some) and some[0].place.registration != candidate.place.registration
+            if is_elsewhere or len(some) >= _AT_ONCE or size > _SIZE_AT_ONCE:
+                yield from self._release(some)
+                some, size = [], 0
+            some.append(candidate)
+            size += candidate.size
+        if some:
+            yield from self._release(some)
 
     def _release(self, some: list[Candidate]) -> Iterator[Candidate]:
         told = some[0].place.ask("release", inos=[one.ino for one in some])

@@ -42,13 +42,17 @@ class Selection:
 
     @staticmethod
     def load(document: Mapping[str, Any]) -> Selection:
-        """What `dump` made."""
-        states = document.get("states")
+        """What `dump` made. UsageError if it is something else."""
+        states, name, *sizes = (document.get(one) for one in ("states", "name", "smallest", "largest"))
+        if not (states is None or isinstance(states, list)) or not (name is None or isinstance(name, str)):
+            raise UsageError("malformed selection")
+        if not all(size is None or isinstance(size, int) for size in sizes):
+            raise UsageError("malformed selection")
         return Selection(
             states=None if states is None else frozenset(map(str, states)),
-            name=document.get("name"),
-            smallest=document.get("smallest"),
-            largest=document.get("largest"),
+            name=name,
+            smallest=sizes[0],
+            largest=sizes[1],
         )
 
     def fits_entry(self, name: str, size: int, *, is_file: bool) -> bool:

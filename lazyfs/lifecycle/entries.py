@@ -22,6 +22,8 @@ PAGE = 256
 """Entries of an answer at the most."""
 PAGE_BYTES = MAX_LINE * 3 // 4
 """Of an answer at the most."""
+PAGE_BLOCKS = 1_000_000
+"""Of the files of an answer, if they are several: two seconds to look them up on the disk."""
 PAGE_RANGES = 8_384
 """Ranges of an answer at the most: some 24 bytes each."""
 FILE_RANGES = 1024
@@ -43,7 +45,10 @@ class Entries:
     async def entries(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """A page of what `path` means, with its facts: `recursive`, or one level. `after` is where the page before
         ended. `asks` lists what was never listed; `selection` says which are told."""
-        selection = Selection.load(arguments.get("selection") or {})
+        wanted = arguments.get("selection") or {}
+        if not isinstance(wanted, dict):
+            raise ControlError("selection must be an object")
+        selection = Selection.load(wanted)
         walk = Walk(
             self._namespace,
             self._index,
@@ -56,9 +61,18 @@ class Entries:
             return selection.fits_entry(entry.node.name, entry.node.size, is_file=_is_file(entry.node))
 
         page = await walk.page(text(arguments, "after"), limit=PAGE, fits=fits)
-        told = await self._told(page.entries)
+        told = await self._told(self._affordable(page.entries))
         after = page.after if len(told) == len(page.entries) else told[-1]["path"]
         return {"entries": [one for one in told if selection.fits_state(one.get("state", ""))], "after": after}
+
+    def _affordable(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """As many of the first as can be looked up soon, at least one."""
+        blocks = 0
+        for count, entry in enumerate(entries):
+            blocks += self._facts.count_blocks(entry.node)
+            if count and blocks > PAGE_BLOCKS:
+                return entries[:count]
+        return entries
 
     async def _told(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         files = [(node, self._namespace.root + path) for node, path in entries if _is_file(node)]

@@ -64,7 +64,7 @@ class Preloads:
     async def preload(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Begin to bring what `list` names to the disk. ControlError."""
         number = arguments.get("list")
-        if number not in self._lists:
+        if not isinstance(number, int) or number not in self._lists:
             raise ControlError("there is no such list (any more)")
         if self._disk is None:
             raise ControlError("this mount has no cache directory (--cache-dir none) that could keep what is preloaded")

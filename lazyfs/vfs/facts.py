@@ -100,6 +100,10 @@ class FactsOf:
             raise NoAttributeError(name)
         return values[what].encode()
 
+    def count_blocks(self, node: Node) -> int:
+        """How many blocks it has: what it costs to ask."""
+        return len(self._fetcher.blocks(node.size))
+
     def versions(self, node: Node, key: str) -> list[tuple[ObjectId, int]]:
         """Under which names the tiers may have blocks of a file, and how many blocks it has; none if they have none."""
         if node.is_local:
