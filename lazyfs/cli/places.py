@@ -62,6 +62,12 @@ class Places:
         relative = os.path.relpath(path, entry.mountpoint)
         return Place(self._registration(entry.mountpoint), "" if relative == "." else relative)
 
+    def is_inside(self, text: str) -> bool:
+        """Whether it is below a mount point of lazyfs, and not one itself."""
+        path = Path(os.path.abspath(os.path.expanduser(text)))
+        entry = mount_of(path, self._mounts)
+        return entry is not None and entry.fs_type == FS_TYPE and entry.mountpoint != path
+
     def _registration(self, mountpoint: Path) -> Registration:
         if mountpoint not in self._served:
             registration = registry.find(mountpoint)

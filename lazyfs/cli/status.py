@@ -11,6 +11,7 @@ import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
 from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.places import Places
 from lazyfs.cli.states import states
 from lazyfs.control import registry
 from lazyfs.control.client import call
@@ -30,9 +31,9 @@ def status(paths: tuple[str, ...], recursive: bool, as_json: bool) -> int:
     a glob in quotes.
     """
     troubles = Troubles()
-    reports, inside = [], []
+    reports, inside, places = [], [], Places()
     for path in paths:
-        registration = None if recursive else registry.find(resolve_mountpoint(path))
+        registration = None if recursive or places.is_inside(path) else registry.find(resolve_mountpoint(path))
         if registration is None:
             inside.append(path)
         else:
