@@ -34,6 +34,7 @@ from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore
 from lazyfs.index.home import opened_index
+from lazyfs.lifecycle.verbs import Lifecycle
 from lazyfs.mounted import Mount
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
@@ -208,6 +209,7 @@ async def _serve(mount: Mount, on_ready: Callable[[], None], on_progress: Progre
             registry.register(config.mount.mountpoint, bucket=config.bucket.name)
             socket = registry.socket_path(config.mount.mountpoint)
             verbs = {"status": mount.status, "export": mount.export, "leave_uploads": mount.leave_uploads}
+            verbs |= mount.lifecycle.verbs()
             await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
             background.start_soon(_bring_in, mount)
             on_ready()
@@ -360,6 +362,7 @@ def _build(
         preloader=preloader,
         write_back=filesystem.write_back,
         uploader=uploader,
+        lifecycle=Lifecycle(filesystem, index=index, fetcher=fetcher, cache=cache, backlog=backlog, nursery=background),
         stores=_stores(config, bare, stats),
         started_s=time.time(),
     )

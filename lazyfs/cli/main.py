@@ -15,7 +15,21 @@ import click
 from lazyfs import __version__
 from lazyfs.core.errors import LazyfsError, UsageError
 
-COMMANDS = ("mount", "umount", "status", "index", "doctor", "demo", "bench")
+COMMANDS = (
+    "mount",
+    "umount",
+    "status",
+    "find",
+    "preload",
+    "release",
+    "sync",
+    "flush",
+    "task",
+    "index",
+    "doctor",
+    "demo",
+    "bench",
+)
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 

@@ -99,6 +99,15 @@ class Fetcher:
         """All blocks of an object of `size` bytes."""
         return blocks_of(Range(0, size), self.block_size)
 
+    def known_as(self, oid: ObjectId) -> tuple[ObjectId, ...]:
+        """The versions whose blocks are blocks of `oid`: itself, and what it is a copy of."""
+        origin = self._origins.get(oid) if len(self._origins) else None
+        return (oid,) if origin is None else (oid, origin)
+
+    def is_spooled(self, oid: ObjectId) -> bool:
+        """Whether all of it was written here, and is served from the spool until the disk has it."""
+        return any(known in self._spooled for known in self.known_as(oid))
+
     def run(self, oid: ObjectId, blocks: range) -> Buffer | None:
         """Neighbouring blocks in one piece if memory has them so: no await, no thread, no SQL, no copy."""
         return self._cache.run(oid, blocks)
