@@ -35,6 +35,7 @@ from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore
 from lazyfs.index.home import opened_index
+from lazyfs.lifecycle.verbs import Lifecycle
 from lazyfs.mounted import Mount
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.store.probe import probe
@@ -43,6 +44,7 @@ from lazyfs.store.retrying import Retrying
 from lazyfs.store.settings import S3Settings
 from lazyfs.tiers import opened_cache
 from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.fetcher import Fetcher, nothing_waits
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.namespace import Namespace
@@ -135,8 +137,9 @@ async def _running(
         backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
         store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
         journal, uploads = Journal(index), Uploads(store=store, index=index)
+        copier = Copier(store=store, uploads=uploads)
         if not config.mount.read_only:
-            await journal.finish(store)
+            await journal.finish(store, copier)
             await uploads.abort_left()
         mount = _build(
             config,
@@ -147,6 +150,7 @@ async def _running(
             index=index,
             journal=journal,
             uploads=uploads,
+            copier=copier,
             cache=cache,
             spool=spool,
             backlog=backlog,
@@ -211,6 +215,7 @@ async def _serve(mount: Mount, on_ready: Callable[[], None], on_progress: Progre
             registry.register(config.mount.mountpoint, bucket=config.bucket.name)
             socket = registry.socket_path(config.mount.mountpoint)
             verbs = {"status": mount.status, "export": mount.export, "leave_uploads": mount.leave_uploads}
+            verbs |= mount.lifecycle.verbs()
             await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
             background.start_soon(_bring_in, mount)
             on_ready()
@@ -273,6 +278,7 @@ def _build(
     index: Index,
     journal: Journal,
     uploads: Uploads,
+    copier: Copier,
     cache: TieredCache,
     spool: Spool | None,
     backlog: Backlog | None,
@@ -327,6 +333,7 @@ def _build(
         part_sizes=part_sizes,
         policy=_policy(config, bare.capabilities),
         journal=journal,
+        copier=copier,
         clock_ns=time.time_ns,
         still_open=still_open,
         backlog=backlog,
@@ -336,7 +343,7 @@ def _build(
     if filesystem.write_back is not None:
         conditional, later = bare.capabilities.conditional_put, filesystem.write_back
         uploader = new_uploader(
-            config, later, store=store, uploads=uploads, memory=cache.memory, conditional=conditional
+            config, later, store=store, uploads=uploads, copier=copier, memory=cache.memory, conditional=conditional
         )
     session = Session(
         filesystem,
@@ -361,6 +368,7 @@ def _build(
         preloader=preloader,
         write_back=filesystem.write_back,
         uploader=uploader,
+        lifecycle=Lifecycle(filesystem, index=index, fetcher=fetcher, cache=cache, backlog=backlog, nursery=background),
         stores=_stores(config, bare, stats),
         started_s=time.time(),
     )

@@ -19,6 +19,7 @@ from lazyfs.core.stats import Stats
 from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore, export_snapshot
+from lazyfs.lifecycle.verbs import Lifecycle
 from lazyfs.store.remote import S3Store
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.filesystem import FileSystem
@@ -49,6 +50,7 @@ class Mount:
     preloader: Preloader | None
     write_back: WriteBack | None
     uploader: Uploader | None
+    lifecycle: Lifecycle
     stores: OpenStore
     """Opens any bucket of the mount's endpoint."""
     started_s: float

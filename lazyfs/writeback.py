@@ -22,6 +22,7 @@ from lazyfs.index.database import Index
 from lazyfs.index.home import home_name, locked
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.uploader import Uploader
 from lazyfs.vfs.uploads import Uploads
 from lazyfs.vfs.writeback import WriteBack
@@ -81,13 +82,21 @@ def _check_empty(config: Config, journal: ChangeJournal) -> None:
 
 
 def new_uploader(
-    config: Config, write_back: WriteBack, *, store: Store, uploads: Uploads, memory: MemoryTier, conditional: bool
+    config: Config,
+    write_back: WriteBack,
+    *,
+    store: Store,
+    uploads: Uploads,
+    copier: Copier,
+    memory: MemoryTier,
+    conditional: bool,
 ) -> Uploader:
     """What brings the backlog to the bucket; the caller runs it."""
     return Uploader(
         backlog=write_back.backlog,
         store=store,
         uploads=uploads,
+        copier=copier,
         memory=memory,
         part_sizes=PartSizes(config.write.part_size),
         options=PutOptions(storage_class=config.write.storage_class),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +96,16 @@ def test_each_number_is_the_status_in_base_units() -> None:
         ("lazyfs_mount_info", "rw", "b", "local", STATUS["mountpoint"].replace("\udcff", "?"), "p/", "true"): 1,
     }
     assert {key: found.get(key) for key in expected} == expected
+
+
+def test_every_kind_of_request_that_the_store_counts_has_its_series() -> None:
+    counted = {
+        kind
+        for path in (Path(__file__).parent.parent / "lazyfs").rglob("*.py")
+        for kind in re.findall(r'"s3\.requests\.(\w+)"', path.read_text())
+    }
+    shown = {key[1] for key in values(metrics_text(STATUS)) if key[0] == "lazyfs_s3_requests_total"}
+    assert shown == counted
 
 
 def test_what_a_mount_does_not_have_is_zero_or_absent() -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import diskcache
 from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW
@@ -26,6 +26,7 @@ from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW
 from lazyfs.cache.blockfile import RUN_BLOCKS, Loaded, StoredRun, label, read_label
 from lazyfs.cache.directio import DirectFiles, aligned, read_at
 from lazyfs.core.ranges import plan_runs
+from lazyfs.core.residency import runs_of
 from lazyfs.core.types import Buffer, ObjectId
 
 DATABASE: str = DBNAME
@@ -33,6 +34,10 @@ DATABASE: str = DBNAME
 Locked = diskcache.Timeout
 """Another process held the lock for too long."""
 _INLINE_BYTES = 4096
+_ASKED_AT_ONCE = 500
+"""Keys in one query: SQLite takes 999 in its oldest builds."""
+_DELETED_AT_ONCE = 256
+"""Values in one transaction: other mounts wait for its lock, a few milliseconds."""
 _LOCK_TIMEOUT_S = 2.0
 _FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 _LAYOUT = b"3\0"
@@ -90,6 +95,13 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
         if not raw:
             raise ValueError("not a block")
         return bytes(key)
+
+
+class Held(NamedTuple):
+    """Which blocks of an object are here, and when the newest of them was stored, in seconds since the epoch."""
+
+    runs: list[range]
+    stored_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,39 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
 
             held = {one.first + block for one, part in _holding(blocks, value) for block in part}
         return [block for block in blocks if block not in held]
+
+    def survey(self, scope: str, oid: ObjectId, count: int) -> Held:
+        """Which of the object's blocks 0 to `count` are here, without opening a file: what is damaged, or was removed
+        by hand, counts as here until it is loaded."""
+        rows = self._rows(scope, oid, count)
+        held = sorted({block for first, (length, _) in rows.items() for block in range(first, first + length)})
+        return Held(runs_of(held), max((stored_s for _, stored_s in rows.values()), default=None))
+
+    def forget(self, scope: str, oid: ObjectId, count: int) -> None:
+        """Drop the object's blocks 0 to `count`; others may use the directory between two transactions."""
+        firsts = list(self._rows(scope, oid, count))
+        for start in range(0, len(firsts), _DELETED_AT_ONCE):
+            with self.transact():
+                for first in firsts[start : start + _DELETED_AT_ONCE]:
+                    self.delete(_key(_identity(scope, oid, first)))
+
+    def _rows(self, scope: str, oid: ObjectId, count: int) -> dict[int, tuple[int, float]]:
+        """By their first block, how many blocks a stored run has, and when it was stored."""
+        found = {}
+        for start in range(0, count, _ASKED_AT_ONCE):
+            identities = {
+                _key(identity): (first, identity)
+                for first in range(start, min(start + _ASKED_AT_ONCE, count))
+                for identity in (_identity(scope, oid, first),)
+            }
+            marks = ",".join("?" * len(identities))
+            query = f"SELECT key, tag, store_time FROM Cache WHERE raw = 1 AND key IN ({marks})"  # noqa: S608 - marks only
+            for key, tag, stored_s in self._sql(query, [sqlite3.Binary(key) for key in identities]).fetchall():
+                first, identity = identities[bytes(key)]
+                run = read_label(identity, tag)
+                if run is not None:
+                    found[first] = (len(run), float(stored_s))
+        return found
 
     def store(self, scope: str, batch: Iterable[tuple[ObjectId, Mapping[int, Buffer]]]) -> None:
         """Store blocks (ascending) in one transaction, up to what fails: what was stored before that stays."""

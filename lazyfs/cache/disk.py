@@ -27,7 +27,7 @@ from typing import TypeAlias, TypeVar
 
 import trio
 
-from lazyfs.cache.blockcache import DATABASE, BlockCache, Locked
+from lazyfs.cache.blockcache import DATABASE, BlockCache, Held, Locked
 from lazyfs.cache.blockfile import NOTHING, Loaded
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
@@ -129,6 +129,25 @@ class DiskTier:
                 [list(blocks) for _, blocks in wanted],
             )
         )
+
+    async def survey(self, wanted: Sequence[tuple[ObjectId, int]]) -> list[Held]:
+        """For each object of so many blocks, those that are here; none while the disk is in trouble."""
+        return await self._call(
+            lambda: self._guard(
+                lambda cache: [cache.survey(self._scope, oid, count) for oid, count in wanted],
+                [Held([], None) for _ in wanted],
+            )
+        )
+
+    async def forget(self, wanted: Sequence[tuple[ObjectId, int]]) -> None:
+        """Drop objects of so many blocks, what waits to be written of them too. Never raises."""
+
+        def work(cache: BlockCache) -> None:
+            for oid, count in wanted:
+                cache.forget(self._scope, oid, count)
+
+        # By the thread that writes, which takes its work in turn: so after all that waits now.
+        await self._call(lambda: self._guard(work, None), by=self._writer)
 
     @property
     def is_on(self) -> bool:
@@ -294,11 +313,11 @@ class DiskTier:
             self._readers.submit(close)
         self._readers.shutdown(wait=True)
 
-    async def _call(self, work: Callable[[], T]) -> T:
-        """Run `work` on one of the tier's threads."""
+    async def _call(self, work: Callable[[], T], *, by: ThreadPoolExecutor | None = None) -> T:
+        """Run `work` on one of the tier's threads; `by` default one that reads."""
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()
-        future = self._readers.submit(work)
+        future = (by or self._readers).submit(work)
         future.add_done_callback(lambda _: token.run_sync_soon(done.set))
         await done.wait()
         return future.result()

@@ -63,6 +63,10 @@ class MemoryTier:
         found = self._blocks.get((oid, block))
         return None if found is None else found[0]
 
+    def has(self, oid: ObjectId, block: int) -> bool:
+        """Whether the block is resident; to ask this is no use of it."""
+        return (oid, block) in self._blocks
+
     def run(self, oid: ObjectId, blocks: range) -> Buffer | None:
         """Neighbouring blocks as one view, without a copy, if all are resident in the buffer that they came in."""
         found = self._blocks.get((oid, blocks.start))

@@ -10,6 +10,7 @@ retries are off: a miss is cheaper. What it says is told without the password.
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -94,8 +95,8 @@ class RedisEngine:
             try:
                 return work(self._connected())
             except redis.ResponseError as error:
-                kind = CacheError if isinstance(error, redis.exceptions.ClusterError) else CacheRefusedError
-                raise kind(self._told(error)) from None
+                is_outside = isinstance(error, redis.exceptions.ClusterError) or "unauthenticated" in str(error)
+                raise (CacheError if is_outside else CacheRefusedError)(self._told(error)) from None
             except Exception as error:  # noqa: BLE001 - its classes have no root, and none may leave with a secret
                 raise CacheError(self._told(error)) from None
 
@@ -110,10 +111,14 @@ class RedisEngine:
 
     def _told(self, error: Exception) -> str:
         """What the error says, in one line, without the password that the URL had."""
-        text, password = str(error), self._address.password
+        text, password = _PIPELINE.sub("", str(error)), self._address.password
         if password:
             text = text.replace(password, "***")
         return " ".join(text.split())[:300] or type(error).__name__
+
+
+_PIPELINE = re.compile(r"\ACommand # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+"""What redis-py puts before an error: the command, with the bytes that were to be stored."""
 
 
 def _key(name: Name) -> str:

@@ -15,7 +15,22 @@ import click
 from lazyfs import __version__
 from lazyfs.core.errors import LazyfsError, UsageError
 
-COMMANDS = ("mount", "umount", "status", "top", "index", "doctor", "demo", "bench")
+COMMANDS = (
+    "mount",
+    "umount",
+    "status",
+    "top",
+    "find",
+    "preload",
+    "release",
+    "sync",
+    "flush",
+    "task",
+    "index",
+    "doctor",
+    "demo",
+    "bench",
+)
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import sys
 from typing import Any
@@ -10,29 +10,49 @@ from typing import Any
 import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
+from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.places import Places
+from lazyfs.cli.states import states
 from lazyfs.control import registry
 from lazyfs.control.client import call
 from lazyfs.control.registry import Registration
-from lazyfs.core.errors import ControlError, StartupError
+from lazyfs.core.errors import ControlError
 
 
 @click.command()
-@click.argument("mountpoint", required=False)
-@click.option("--json", "as_json", is_flag=True, help="A list of objects, one a mount, for programs.")
-def status(mountpoint: str | None, as_json: bool) -> None:
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("-r", "--recursive", is_flag=True, help="Everything below a directory, not only what is in it.")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects, one a mount or file, for programs.")
+def status(paths: tuple[str, ...], recursive: bool, as_json: bool) -> int:
     """Show the mounts of this user: import, cache, requests and counters.
 
-    With MOUNTPOINT, only that one.
+    With a mount point as PATH, only that one. With a path in a mount: whether the file is here (released, partial,
+    archived) or still to be uploaded (dirty, uploading, failed), and which bytes of it are in which tier. PATH may be
+    a glob in quotes.
     """
-    reports = [_report(registration) for registration in _chosen(mountpoint)]
+    troubles = Troubles()
+    reports, inside, places = [], [], Places()
+    for path in paths:
+        registration = None if recursive or places.is_inside(path) else registry.find(resolve_mountpoint(path))
+        if registration is None:
+            inside.append(path)
+        else:
+            reports.append(_report(registration))
+    if not paths:
+        reports = [_report(registration) for registration in registry.all_mounts()]
+    files = troubles.each(inside, lambda path: states(path, recursive=recursive, plain=not as_json))
     if as_json:
-        click.echo(json.dumps(_standard(reports), indent=2))
-    elif not reports:
-        click.echo("no mounts")
-    else:
+        echo_json(itertools.chain(map(_standard, reports), files))
+        return troubles.exit_code
+    if reports:
         from lazyfs.cli.report import show  # noqa: PLC0415 - rich is slow to import
 
         show(reports, terminal=sys.stdout.isatty())
+    elif not paths:
+        click.echo("no mounts")
+    for line in files:
+        click.echo(line)
+    return troubles.exit_code
 
 
 def _standard(value: Any) -> Any:
@@ -42,16 +62,6 @@ def _standard(value: Any) -> Any:
     if isinstance(value, list):
         return [_standard(inner) for inner in value]
     return "indefinite" if value == math.inf else value
-
-
-def _chosen(mountpoint: str | None) -> list[Registration]:
-    if mountpoint is None:
-        return registry.all_mounts()
-    path = resolve_mountpoint(mountpoint)
-    registration = registry.find(path)
-    if registration is None:
-        raise StartupError(f"{path} is not a mount of lazyfs of this user")
-    return [registration]
 
 
 def _report(registration: Registration) -> dict[str, Any]:

@@ -28,6 +28,7 @@ _KINDS = (
     "get",
     "put",
     "copy",
+    "copy_part",
     "delete",
     "create_upload",
     "upload_part",

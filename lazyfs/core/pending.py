@@ -66,6 +66,10 @@ class Pending:
         """Whether whoever carries it out shall go on."""
         return change.number not in self._withdrawn
 
+    def is_taken(self, change: Change) -> bool:
+        """Whether somebody carries it out now, or has begun to and tries again."""
+        return change.number in self._taken
+
     def latest(self, key: str) -> Change | None:
         """What the key shall become; None if the bucket says what it is."""
         return next((change for change in reversed(self._order.of_key(key)) if self.is_wanted(change)), None)

@@ -47,7 +47,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the server says of one object. LIST leaves `metadata` empty; HEAD fills it."""
+    """What the server says of one object. LIST leaves `metadata` and `content_type` empty; HEAD fills them."""
 
     key: str
     etag: str
@@ -55,6 +55,7 @@ class ObjectInfo:
     mtime_ns: int
     storage_class: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = ""
 
     @property
     def oid(self) -> ObjectId:

@@ -197,6 +197,12 @@ class Index:
         gone. Not a change of the object: it is as old or as new as before."""
         return await self._run_raw(lambda: self._writer.describe(ino, posix))
 
+    async def arrived(self, node: Node, etag: str, *, now_ns: int) -> Node | None:
+        """Our own change: what was only here is in the bucket as version `etag`, and the rest of its row as it is; the
+        row, None if it is gone."""
+        self.note_local(node.parent, node.name)
+        return await self._run_raw(lambda: self._writer.arrived(node.ino, etag, now_ns))
+
     async def remove_entry(self, parent: int, name: str) -> None:
         """Our own change: entry `name` (with `/` for a directory) is gone."""
         self.note_local(parent, name.removesuffix("/"))

@@ -112,6 +112,11 @@ class Importer:
             raise
         self.progress.state, self.progress.finished_s = "done", self._clock_ns() / 1e9
 
+    async def import_below(self, path: str) -> None:
+        """Make the index agree with directory `path` (empty or ending in `/`) and all below it. LazyfsError; what was
+        applied so far stays."""
+        await _Walk(self, path).run()
+
     def _resume(self) -> tuple[KeySpace, int]:
         """What is left of an import that a killed daemon began, or all; and when that began."""
         now_ns = self._clock_ns()
@@ -238,9 +243,9 @@ class _Workers:
 class _Walk(_Workers):
     """An import directory by directory, deepest first, so that what is still to do stays short."""
 
-    def __init__(self, importer: Importer) -> None:
+    def __init__(self, importer: Importer, path: str = "") -> None:
         super().__init__(importer)
-        self._waiting = [""]
+        self._waiting = [path]
         self._busy = 0
 
     async def _work(self) -> None:

@@ -28,6 +28,13 @@ class Newer:
     is_held: Callable[[str], bool]
     """Whether that is so of this path."""
 
+    def knows(self, ino: int, directory: str, entry: str) -> bool:
+        """Whether facts say nothing about `entry` of directory `ino`, whose path is `directory`."""
+        return (ino, entry.removesuffix("/")) in self.names or self.is_held(directory + entry)
+
+
+_NOTHING_NEWER = Newer(frozenset(), lambda _path: False)
+
 
 SCHEMA_VERSION = 3
 SCHEMA = f"""
@@ -182,6 +189,13 @@ class Transactions:
             row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE ino = ?", (ino,)).fetchone()
         return None if row is None else Node(*row)
 
+    def arrived(self, ino: int, etag: str, now_ns: int) -> Node | None:
+        """The bucket has the inode as version `etag`; see Index.arrived."""
+        with self._transaction():
+            self._db.execute("UPDATE node SET etag = ?, checked_ns = ? WHERE ino = ?", (etag, now_ns, ino))
+            row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE ino = ?", (ino,)).fetchone()
+        return None if row is None else Node(*row)
+
     def remove_entry(self, parent: int, name: str) -> Applied:
         """The entry, and all below it, is gone."""
         with self._transaction() as applied:
@@ -211,11 +225,13 @@ class Transactions:
         return moved, applied
 
     def remove_local(self) -> Applied:
-        """Files that never reached the bucket are gone."""
+        """Files that were only here are gone; or they are in the bucket, and a kill kept that from being noted: their
+        directories are not known to be complete."""
         with self._transaction() as applied:
             rows = self._db.execute(f"SELECT parent, entry FROM node WHERE etag = '{LOCAL_ETAG}'").fetchall()
             for parent, entry in rows:
                 self._remove(parent, entry, applied)
+                self._db.execute("UPDATE node SET listed_ns = NULL WHERE ino = ?", (parent,))
         return applied
 
     def restore(self, made: Iterable[Row], gone: Iterable[str]) -> Applied:
@@ -269,16 +285,14 @@ class Transactions:
         local = {name for name in known if known[name][0] == LOCAL_ETAG}
 
         def decided(name: str) -> bool:
-            if name in local or (ino, name.removesuffix("/")) in newer.names:
-                return False
-            return not newer.is_held(piece.directory + name)
+            return name not in local and not newer.knows(ino, piece.directory, name)
 
         for name in difference.removed:
             if decided(name):
-                self._remove(ino, name, applied)
+                self._remove(ino, name, applied, newer=newer, directory=piece.directory)
         for entry in difference.changed:
             if decided(entry.name):
-                self._remove(ino, entry.name, applied)
+                self._remove(ino, entry.name, applied, newer=newer, directory=piece.directory)
                 self._insert(ino, entry, now_ns, applied)
         fresh = [entry for entry in difference.added if decided(entry.name)]
         self._insert_many(ino, fresh, now_ns, applied)
@@ -340,13 +354,16 @@ class Transactions:
             applied.objects += 1
             applied.bytes += entry.size
 
-    def _remove(self, parent: int, name: str, applied: Applied) -> None:
-        """Drop the row and everything below it, unless something below is being written here."""
+    def _remove(
+        self, parent: int, name: str, applied: Applied, *, newer: Newer = _NOTHING_NEWER, directory: str = ""
+    ) -> None:
+        """Drop the row and everything below it, unless something below is being written here, or is `newer` than what
+        tells so. `directory` is the path of `parent`."""
         node = self._row(parent, name)
         if node is None:
             return
         if name.endswith("/"):
-            self._remove_below(node.ino, applied)
+            self._remove_below(node.ino, applied, newer, directory + name)
             if self._db.execute("SELECT 1 FROM node WHERE parent = ? LIMIT 1", (node.ino,)).fetchone():
                 return
             applied.directories -= 1
@@ -356,11 +373,11 @@ class Transactions:
         self._db.execute("DELETE FROM node WHERE ino = ?", (node.ino,))
         applied.changes.append(Change(parent, name.removesuffix("/"), node.ino))
 
-    def _remove_below(self, ino: int, applied: Applied) -> None:
+    def _remove_below(self, ino: int, applied: Applied, newer: Newer, path: str) -> None:
         rows = self._db.execute("SELECT entry, etag FROM node WHERE parent = ?", (ino,)).fetchall()
         for entry, etag in rows:
-            if etag != LOCAL_ETAG:
-                self._remove(ino, entry, applied)
+            if etag != LOCAL_ETAG and not newer.knows(ino, path, entry):
+                self._remove(ino, entry, applied, newer=newer, directory=path)
 
     def _row(self, parent: int, name: str) -> Node | None:
         row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry = ?", (parent, name)).fetchone()

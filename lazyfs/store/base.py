@@ -97,6 +97,11 @@ class Store(Protocol):
         """Send part `number` (from 1), checksummed; repeating a number replaces it. NoSuchUploadError if gone."""
         ...
 
+    async def copy_part(self, upload: Upload, number: int, source: ObjectId, span: Range) -> Part:
+        """As `upload_part`, of bytes of another object, which the server copies. PreconditionFailedError if that is
+        another version, NotFoundError if it is gone, NoSuchUploadError."""
+        ...
+
     async def complete_upload(self, upload: Upload, parts: Sequence[Part], *, condition: Condition = ANY) -> str:
         """Make the object appear, whole; its ETag. NoSuchUploadError, PreconditionFailedError."""
         ...
@@ -110,7 +115,8 @@ class Store(Protocol):
         ...
 
     async def copy(self, source: ObjectId, key: str) -> str:
-        """Copy this version, metadata included, to `key` on the server; the new ETag."""
+        """Copy this version, metadata included, to `key` on the server; the new ETag. At most 5 GB, the limit of S3 for
+        one request, and as much as the server copies before the request times out: see `copy_part`."""
         ...
 
     async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:

@@ -13,7 +13,7 @@ import bisect
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import md5
 
 import trio
@@ -62,6 +62,7 @@ class _Stored:
     mtime_ns: int
     metadata: Mapping[str, str]
     storage_class: str
+    content_type: str
 
 
 @dataclass(slots=True)
@@ -216,6 +217,18 @@ class MemoryStore:
         self._end("upload_part", upload.key)
         return part
 
+    async def copy_part(self, upload: Upload, number: int, source: ObjectId, span: Range) -> Part:
+        """See Store.copy_part."""
+        await self._begin("copy_part", upload.key)
+        pending, stored = self._pending(upload), self._stored(source.key)
+        if stored.etag != source.etag:
+            raise PreconditionFailedError(f"copy {source.key!r}: the object is another version now")
+        body = bytes(stored.body[span.start : span.stop])
+        part = Part(number, _md5(body), len(body))
+        pending.parts[number] = (part, body)
+        self._end("copy_part", upload.key)
+        return part
+
     async def complete_upload(self, upload: Upload, parts: Sequence[Part], *, condition: Condition = ANY) -> str:
         """See Store.complete_upload."""
         await self._begin("complete_upload", upload.key)
@@ -255,9 +268,8 @@ class MemoryStore:
         stored = self._stored(source.key)
         if stored.etag != source.etag:
             raise PreconditionFailedError(f"copy {source.key!r}: the object is another version now")
-        options = PutOptions(metadata=stored.metadata, storage_class=stored.storage_class)
         etag = _md5(stored.body)
-        self._write(key, stored.body, etag, options)
+        self._write(key, stored.body, etag, _options_of(stored))
         self._end("copy", key)
         return etag
 
@@ -269,7 +281,7 @@ class MemoryStore:
             raise PreconditionFailedError(f"set metadata of {oid.key!r}: the object is another version now")
         after = changed(stored.metadata, changes)
         etag = _md5(stored.body)
-        self._write(oid.key, stored.body, etag, PutOptions(metadata=after, storage_class=stored.storage_class))
+        self._write(oid.key, stored.body, etag, replace(_options_of(stored), metadata=after))
         self._end("set_metadata", oid.key)
         return etag
 
@@ -310,8 +322,8 @@ class MemoryStore:
 
     def _info(self, key: str, *, metadata: bool = True) -> ObjectInfo:
         stored = self._stored(key)
-        told = dict(stored.metadata) if metadata else {}
-        return ObjectInfo(key, stored.etag, len(stored.body), stored.mtime_ns, stored.storage_class, told)
+        told = (dict(stored.metadata), stored.content_type) if metadata else ()
+        return ObjectInfo(key, stored.etag, len(stored.body), stored.mtime_ns, stored.storage_class, *told)
 
     def _pending(self, upload: Upload) -> _Pending:
         try:
@@ -334,7 +346,12 @@ class MemoryStore:
         if key not in self._objects:
             bisect.insort(self._keys, key)
         mtime_ns = self._clock() // _NS * _NS
-        self._objects[key] = _Stored(body, etag, mtime_ns, dict(options.metadata), options.storage_class or "STANDARD")
+        storage_class = options.storage_class or "STANDARD"
+        self._objects[key] = _Stored(body, etag, mtime_ns, dict(options.metadata), storage_class, options.content_type)
+
+
+def _options_of(stored: _Stored) -> PutOptions:
+    return PutOptions(stored.content_type, stored.metadata, stored.storage_class)
 
 
 def _md5(body: Buffer) -> str:

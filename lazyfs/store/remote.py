@@ -127,6 +127,11 @@ class S3Store:
         self._stats.add("s3.requests.list_uploads")
         return await self._control.list_uploads(prefix)
 
+    async def copy_part(self, upload: Upload, number: int, source: ObjectId, span: Range) -> Part:
+        """See Store.copy_part."""
+        self._stats.add("s3.requests.copy_part")
+        return await self._control.copy_part(upload, number, source, span)
+
     async def copy(self, source: ObjectId, key: str) -> str:
         """See Store.copy."""
         self._stats.add("s3.requests.copy")

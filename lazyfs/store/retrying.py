@@ -131,6 +131,10 @@ class Retrying:
         """See Store.list_uploads."""
         return await self._retry(lambda: self._inner.list_uploads(prefix))
 
+    async def copy_part(self, upload: Upload, number: int, source: ObjectId, span: Range) -> Part:
+        """See Store.copy_part."""
+        return await self._retry(lambda: self._inner.copy_part(upload, number, source, span))
+
     async def copy(self, source: ObjectId, key: str) -> str:
         """See Store.copy."""
         return await self._retry(lambda: self._inner.copy(source, key))

@@ -17,27 +17,24 @@ from urllib.parse import unquote_plus, urlsplit
 import boto3
 import botocore.exceptions as sdk
 import trio
-import urllib3.exceptions
-from botocore import UNSIGNED
 from botocore.config import Config
 
 from lazyfs.core.errors import (
     AccessDeniedError,
-    LazyfsError,
     NoSuchUploadError,
     NotFoundError,
     NotSupportedByStoreError,
     PreconditionFailedError,
-    StoreError,
     TruncatedError,
     UsageError,
 )
 from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part, Range, Upload
-from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_out, unreachable
+from lazyfs.store.answers import NO_CREDENTIALS, one_line
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.checksum import crc32c, crc32c_of_parts
 from lazyfs.store.metadata import changed, replacing
 from lazyfs.store.probe import RangeAnswer
+from lazyfs.store.sdk import DEFAULT_REGION, make_client, translate, translated
 from lazyfs.store.settings import Credentials, S3Settings, is_aws
 
 __all__ = ["ControlPlane", "Credentials", "S3Settings", "translate"]
@@ -46,7 +43,6 @@ T = TypeVar("T")
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NS = 1_000_000_000
 _PRESIGN_S = 300
-_DEFAULT_REGION = "us-east-1"
 
 
 class ControlPlane:
@@ -60,7 +56,7 @@ class ControlPlane:
         self._limiter = trio.CapacityLimiter(settings.max_connections)
         try:
             self._session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
-            self._client = _make_client(self._session, settings)
+            self._client = make_client(self._session, settings)
         except (sdk.BotoCoreError, ValueError) as error:
             raise UsageError(one_line(str(error))) from None
         self._common: dict[str, Any] = {"Bucket": settings.bucket}
@@ -81,7 +77,7 @@ class ControlPlane:
     def region(self) -> str:
         """The region that requests are signed for."""
         region: str | None = self._client.meta.region_name
-        return region if region and region != "aws-global" else _DEFAULT_REGION
+        return region if region and region != "aws-global" else DEFAULT_REGION
 
     @property
     def path_style(self) -> bool:
@@ -98,7 +94,7 @@ class ControlPlane:
 
     def credentials(self) -> Credentials:
         """The keys, refreshed if they were about to expire. May block. AccessDeniedError if there are none."""
-        with _translated("find credentials"):
+        with translated("find credentials"):
             found = self._session.get_credentials()
             if found is None:
                 raise AccessDeniedError(NO_CREDENTIALS)
@@ -107,7 +103,7 @@ class ControlPlane:
 
     def presigned_list_url(self, params: Mapping[str, Any]) -> str:
         """A signed URL for ListObjectsV2; to be sent with `signed_headers`. May block to refresh credentials."""
-        with _translated("LIST"):
+        with translated("LIST"):
             url: str = self._client.generate_presigned_url(
                 "list_objects_v2", Params={**self._common, **params}, ExpiresIn=_PRESIGN_S
             )
@@ -152,6 +148,7 @@ class ControlPlane:
             mtime_ns=(answer["LastModified"] - _EPOCH) // datetime.timedelta(seconds=1) * _NS,
             storage_class=answer.get("StorageClass", ""),
             metadata=answer.get("Metadata", {}),
+            content_type=answer.get("ContentType", ""),
         )
 
     async def get_range(self, oid: ObjectId, span: Range) -> Buffer:
@@ -232,8 +229,18 @@ class ControlPlane:
             for found in answer.get("Uploads", ())
         ]
 
+    async def copy_part(self, upload: Upload, number: int, source: ObjectId, span: Range) -> Part:
+        """See Store.copy_part."""
+        params = {**self._copy_source(source), **_upload_params(upload), "PartNumber": number}
+        for name in ("ServerSideEncryption", "SSEKMSKeyId"):  # said when the upload was created
+            params.pop(name, None)
+        what = f"copy part {number} of {source.key!r} to {upload.key!r}"
+        answer = await self._call(what, "upload_part_copy", CopySourceRange=_range_header(span), **params)
+        result = answer["CopyPartResult"]
+        return Part(number, _etag(result), span.size, result.get("ChecksumCRC32C", ""))
+
     async def copy(self, source: ObjectId, key: str) -> str:
-        """See Store.copy. At most 5 GB, the limit of S3 for one request."""
+        """See Store.copy."""
         params = self._copy_source(source)
         answer = await self._call(f"copy {source.key!r} to {key!r}", "copy_object", Key=key, **params)
         return _etag(answer["CopyObjectResult"])
@@ -262,7 +269,7 @@ class ControlPlane:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
 
     def _request(self, what: str, operation: str, **params: Any) -> Any:
-        with _translated(what):
+        with translated(what):
             return getattr(self._client, operation)(**self._common, **params)
 
     def _set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
@@ -280,7 +287,7 @@ class ControlPlane:
         what = f"GET {oid.key!r}"
         params = {"IfMatch": f'"{oid.etag}"'} if oid.etag else {}
         answer = self._request(what, "get_object", Key=oid.key, Range=_range_header(span), **params)
-        with _translated(what), answer["Body"] as stream:
+        with translated(what), answer["Body"] as stream:
             if _etag(answer) != oid.etag:
                 raise PreconditionFailedError(f"{what}: the object is another version now")
             sent = answer.get("ContentRange", "")
@@ -300,7 +307,7 @@ class ControlPlane:
             answer = self._request(what, "get_object", Key=key, Range=_range_header(span), IfMatch=f'"{if_match}"')
         except PreconditionFailedError:
             return RangeAnswer(412, "", 0)
-        with _translated(what), answer["Body"] as stream:
+        with translated(what), answer["Body"] as stream:
             size = len(stream.read(span.size + 1))
         return RangeAnswer(answer["ResponseMetadata"]["HTTPStatusCode"], _etag(answer), size)
 
@@ -325,92 +332,6 @@ class ControlPlane:
     def _encryption(self) -> dict[str, str]:
         params = {"ServerSideEncryption": self._settings.sse, "SSEKMSKeyId": self._settings.sse_kms_key_id}
         return {name: value for name, value in params.items() if value}
-
-
-def _make_client(session: Any, settings: S3Settings) -> Any:
-    """A client in virtual-host style for AWS, in path style for everybody else unless told otherwise."""
-
-    def make(style: str) -> Any:
-        options: Any = {"addressing_style": style, "payload_signing_enabled": False}
-        signature: Any = UNSIGNED if settings.no_sign_request else "s3v4"
-        if settings.is_directory_bucket and not settings.no_sign_request:
-            signature = None  # botocore picks the session scheme of S3 Express by itself
-        config = Config(
-            s3=options,
-            signature_version=signature,
-            connect_timeout=settings.connect_timeout_s,
-            read_timeout=settings.read_timeout_s,
-            max_pool_connections=settings.max_connections,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # Validation would refuse memoryviews and wrap bytes in a file, which is then sent in 16 KiB pieces and
-            # with Expect: 100-continue, a round trip more.
-            parameter_validation=False,
-            user_agent_extra="lazyfs",
-        )
-        region = None if session.region_name or settings.endpoint_url is None else _DEFAULT_REGION
-        return session.client("s3", endpoint_url=settings.endpoint_url, region_name=region, config=config)
-
-    if settings.force_path_style is not None:
-        return make("path" if settings.force_path_style else "virtual")
-    if settings.endpoint_url is not None:
-        # "auto" means path style to botocore as soon as an endpoint is given, even one of AWS.
-        return make("virtual" if is_aws(settings.endpoint_url) and "." not in settings.bucket else "path")
-    client = make("auto")
-    if is_aws(client.meta.endpoint_url):
-        return client
-    client.close()  # the endpoint came from the environment or the profile
-    return make("path")
-
-
-class _translated:  # noqa: N801 - reads as a verb: `with _translated("HEAD ..."):`
-    """Whatever the SDK raises inside leaves as one of `core.errors`."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, LazyfsError):
-            translated = translate(error, self._what)
-            if translated is not None:
-                raise translated from None
-
-
-def translate(error: Exception, what: str) -> StoreError | None:
-    """Our error for one of botocore or of urllib3 below it; None for anything that is not theirs."""
-    match error:
-        case sdk.ClientError():
-            meta = error.response.get("ResponseMetadata", {})
-            told: Mapping[str, Any] = error.response.get("Error", {})
-            region = meta.get("HTTPHeaders", {}).get("x-amz-bucket-region") or told.get("Region", "")
-            return store_error(
-                int(meta.get("HTTPStatusCode", 0)), str(told.get("Code", "")), str(told.get("Message", "")), what,
-                region=str(region),
-            )  # fmt: skip
-        case sdk.NoCredentialsError() | sdk.PartialCredentialsError():
-            return AccessDeniedError(f"{what}: {NO_CREDENTIALS}")
-        case sdk.TokenRetrievalError() | sdk.SSOError() | sdk.CredentialRetrievalError():
-            return AccessDeniedError(f"{what}: {one_line(str(error))}")
-        case sdk.ConnectTimeoutError() | sdk.ReadTimeoutError() | urllib3.exceptions.TimeoutError():
-            return timed_out(what)
-        case sdk.IncompleteReadError() | sdk.ResponseStreamingError() | urllib3.exceptions.ProtocolError():
-            return TruncatedError(f"{what}: the connection broke while the answer was read")
-        case sdk.HTTPClientError() | sdk.ConnectionError() | urllib3.exceptions.HTTPError() | OSError():
-            return unreachable(what, _cause(error))
-        case sdk.BotoCoreError() | UnicodeEncodeError():
-            return StoreError(f"{what}: {one_line(str(error))}")
-    return None
-
-
-def _cause(error: Exception) -> str:
-    """Why there is no connection, without the URL that SDK messages repeat."""
-    wrapped = getattr(error, "kwargs", {}).get("error", error)
-    text = str(wrapped).rpartition(": ")[2] or type(wrapped).__name__
-    return f"no connection ({text})"
 
 
 class _absent_is_not_this_version:  # noqa: N801 - reads as a sentence

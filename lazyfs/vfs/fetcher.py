@@ -29,6 +29,10 @@ from lazyfs.vfs.slots import Slots, Ticket, Urgency
 log = logging.getLogger(__name__)
 
 MAX_ORIGINS = 100_000
+MAX_RENAMES = 4
+"""That one read follows: names may go in circles."""
+MAX_BECAME = 10_000
+"""Uploads and renames of which it is remembered what they became, for who began to read before: seconds' worth."""
 
 
 Waiting: TypeAlias = Callable[[ObjectId, Range], Awaitable[Buffer | None]]
@@ -86,6 +90,8 @@ class Fetcher:
         """What was written here and is not on the disk yet."""
         self._origins: LRU[ObjectId, ObjectId] = LRU()
         """Of copies that the server made for us: what they are copies of."""
+        self._became: LRU[ObjectId, ObjectId] = LRU()
+        """The same the other way round, and of what was only here: the version that the bucket has now."""
 
     @property
     def in_flight(self) -> int:
@@ -95,6 +101,15 @@ class Fetcher:
     def blocks(self, size: int) -> range:
         """All blocks of an object of `size` bytes."""
         return blocks_of(Range(0, size), self.block_size)
+
+    def known_as(self, oid: ObjectId) -> tuple[ObjectId, ...]:
+        """The versions whose blocks are blocks of `oid`: itself, and what it is a copy of."""
+        origin = self._origins.get(oid) if len(self._origins) else None
+        return (oid,) if origin is None else (oid, origin)
+
+    def is_spooled(self, oid: ObjectId) -> bool:
+        """Whether all of it was written here, and is served from the spool until the disk has it."""
+        return any(known in self._spooled for known in self.known_as(oid))
 
     def run(self, oid: ObjectId, blocks: range) -> Buffer | None:
         """Neighbouring blocks in one piece if memory has them so: no await, no thread, no SQL, no copy."""
@@ -195,6 +210,9 @@ class Fetcher:
 
     def copied(self, source: ObjectId, copy: ObjectId) -> None:
         """The server has made `copy` of `source`: what is here of one is also the other's."""
+        self._became.put(source, copy, 1)
+        while len(self._became) > MAX_BECAME:
+            self._became.pop_oldest()
         self._origins.put(copy, self._origins.get(source) or source, 1)
         while len(self._origins) > MAX_ORIGINS:
             self._origins.pop_oldest()
@@ -294,7 +312,10 @@ class Fetcher:
             flight.tiers = dict.fromkeys(written, "spool")
             return written
         if is_local:
-            raise StaleError("what was written here was replaced before it was uploaded")
+            became = self._became.get(oid)
+            if became is None:
+                raise StaleError("what was written here was replaced before it was uploaded")
+            return await self._load(flight, became, size, extent)
         origin = self._origins.get(oid) if len(self._origins) else None
         if origin is not None and (copied := await self._from_origin(origin, oid, size, extent)):
             flight.tiers = dict.fromkeys(copied, "disk")  # or a little faster
@@ -315,12 +336,17 @@ class Fetcher:
             found |= await self._get(ticket, oid, size, run)
         return found
 
-    async def _get(self, ticket: Ticket, oid: ObjectId, size: int, run: range) -> dict[int, Buffer]:
+    async def _get(
+        self, ticket: Ticket, oid: ObjectId, size: int, run: range, *, renames: int = MAX_RENAMES
+    ) -> dict[int, Buffer]:
         span = self._span(run, size)
         try:
             async with self._slots.hold(ticket, span.size):
                 data = memoryview(await self._store.get_range(oid, span))
         except (PreconditionFailedError, NotFoundError) as error:
+            became = self._became.get(oid)
+            if became is not None and renames:  # it was renamed while this was on its way
+                return await self._get(ticket, became, size, run, renames=renames - 1)
             self._on_stale(oid)
             raise StaleError(f"{oid.key!r} was replaced or deleted in the bucket after it was opened") from error
         blocks = self._cut(data, run, size)

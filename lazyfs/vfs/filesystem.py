@@ -24,6 +24,7 @@ from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, Rang
 from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.directories import DirectoryReader
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.links import Links
@@ -59,6 +60,7 @@ class FileSystem:
         part_sizes: PartSizes,
         policy: Policy,
         journal: Journal,
+        copier: Copier,
         clock_ns: Callable[[], int],
         still_open: Callable[[int, int, str], bool],
         backlog: Backlog | None = None,
@@ -90,6 +92,7 @@ class FileSystem:
                 reader=reader,
                 modes=self._modes,
                 lost=self._lost,
+                clock_ns=clock_ns,
             )
         self._attributes = self._modes.attributes
         self._writers = Writers(
@@ -130,6 +133,7 @@ class FileSystem:
             reader=reader,
             policy=policy,
             journal=journal,
+            copier=copier,
             write_back=self.write_back,
         )
         self._clock_ns = clock_ns

@@ -190,6 +190,8 @@ class Modes:
                 gid=node.gid if posix.gid is None else posix.gid,
                 mtime_ns=node.mtime_ns if posix.mtime_ns is None else posix.mtime_ns,
             )
+        elif file is not None:
+            row = self._namespace.node(row.ino)  # what was just changed may have come to the bucket meanwhile
         if file is not None:
             file.node = row
         return row

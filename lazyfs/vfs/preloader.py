@@ -1,4 +1,4 @@
-"""Preload: bring every object of the mount into the SSD tier while nobody waits for it.
+"""Preload: bring objects into the SSD tier while nobody waits for them: all of the mount, or what somebody has named.
 
 Promises to give way to readers in all that is scarce (slots, memory), to end before it evicts what it has brought, and
 to go on after an object that fails. What is there already, or comes with a reader meanwhile, is not fetched again.
@@ -7,16 +7,17 @@ to go on after an object that fails. What is there already, or comes with a read
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import TypeAlias
 
 import trio
 
 from lazyfs.cache.disk import DiskTier
 from lazyfs.core.errors import LazyfsError, StaleError, StaleInodeError
 from lazyfs.core.types import ROOT_INO, Kind, ObjectId
-from lazyfs.index.base import is_archived
+from lazyfs.index.base import Node, is_archived
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.namespace import Namespace
 
@@ -31,38 +32,78 @@ PASSES = 3
 GIVE_UP_AFTER = 16
 """Failures in a row: it is not the objects then."""
 _PAGE = 512
+_TOLD_FAILURES = 100
 _DISK_POLL_S = 1.0
+
+Fail: TypeAlias = Callable[[str, str], None]
+"""Hears of a key that could not be brought, and why."""
 
 
 @dataclass(slots=True)
 class PreloadProgress:
     """How far a preload is. `state` is waiting, running, done, full or failed. Of this pass: `files` and `bytes` that
-    it found on the disk or brought there, `failures` to fetch an object; `error` is the last one's reason."""
+    it found on the disk or brought there, `failures` to fetch an object; `error` is the last one's reason. The totals
+    are known if they were asked for."""
 
     state: str = "waiting"
     files: int = 0
     bytes: int = 0
     failures: int = 0
     error: str = ""
+    total_files: int | None = None
+    total_bytes: int | None = None
+
+
+def _no_matter(_key: str, _reason: str) -> None:
+    """For who only counts."""
 
 
 class Preloader:
-    """Brings the objects that `namespace` knows to `disk`, by way of `fetcher`, in the order of their names."""
+    """Brings objects to `disk`, by way of `fetcher`: those of the files `inos`, and of all below the directories among
+    them, one after the other. Of directories what `namespace` knows, in the order of names; with `asks` what was never
+    listed is listed. `fail` hears of each key that could not be brought, and why.
+    """
 
-    def __init__(self, *, namespace: Namespace, fetcher: Fetcher, disk: DiskTier) -> None:
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        fetcher: Fetcher,
+        disk: DiskTier,
+        inos: Sequence[int] = (ROOT_INO,),
+        asks: bool = False,
+        fail: Fail = _no_matter,
+    ) -> None:
         self.progress = PreloadProgress()
+        self._inos = inos
+        self._asks = asks
+        self._fail_of = fail
+        self._failed: dict[str, str] = {}
         self._namespace = namespace
         self._fetcher = fetcher
         self._disk = disk
         self._fetched = False
         self._failures_in_a_row = 0
 
+    async def count(self) -> None:
+        """Find out how much there is to do. StoreError."""
+        progress, files = self.progress, self._files(_no_matter)
+        progress.total_files = progress.total_bytes = 0
+        while batch := await files.batch():
+            progress.total_files += len(batch)
+            progress.total_bytes += sum(size for _, size in batch)
+
+    def _files(self, fail: Fail) -> _Files:
+        return _Files(self._namespace, self._inos, asks=self._asks, fail=fail)
+
     async def run(self) -> None:
-        """Return when everything is there, when the tier is full, or when nothing can be fetched."""
+        """Return when everything is there, when the tier is full, or when nothing can be fetched. StoreError if a
+        directory cannot be listed."""
         progress = self.progress
         progress.state = "running"
         for _ in range(PASSES):
             progress.files = progress.bytes = progress.failures = 0
+            self._failed.clear()
             self._fetched = False
             await self._pass()
             await self._disk.written()  # or the next pass would not find it there
@@ -70,14 +111,16 @@ class Preloader:
                 break
         if progress.state == "running":
             progress.state = "failed" if progress.failures else "done"
+        for key, reason in self._failed.items():
+            self._fail_of(key, reason)
         log.info("preload: %s, %d files, %d bytes, %d failures %s",
                  progress.state, progress.files, progress.bytes, progress.failures, progress.error)  # fmt: skip
 
     async def _pass(self) -> None:
         jobs = trio.Semaphore(JOBS)
-        files, room = self._files(), self._disk.limit_bytes
+        files, room = self._files(self._note_failure), self._disk.limit_bytes
         async with trio.open_nursery() as nursery:
-            while self.progress.state == "running" and (batch := list(islice(files, BATCH))):
+            while self.progress.state == "running" and (batch := await files.batch()):
                 while not self._disk.is_on:  # noqa: ASYNC110 - it is on again by the clock, which nobody tells
                     await trio.sleep(_DISK_POLL_S)
                 wanted = [(oid, self._fetcher.blocks(size)) for oid, size in batch]
@@ -114,25 +157,70 @@ class Preloader:
     def _fail(self, oid: ObjectId, error: LazyfsError) -> None:
         if not self.progress.failures:
             log.warning("preload of %r: %s; going on with the rest", oid.key, error)
-        self.progress.failures += 1
-        self.progress.error = str(error)
+        self._note_failure(oid.key, str(error))
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= GIVE_UP_AFTER:
             self.progress.state = "failed"
 
-    def _files(self) -> Iterator[tuple[ObjectId, int]]:
-        """What can be fetched, directory by directory in the order of names; reads the index as it goes."""
-        above = [(ROOT_INO, "")]
-        while above:
-            parent, after = above.pop()
-            page = self._namespace.children(parent, after=after, limit=_PAGE)
-            try:
-                prefix = self._namespace.key(self._namespace.node(parent))
-            except StaleInodeError:
-                continue  # the directory went meanwhile
-            if len(page) == _PAGE:
-                above.append((parent, page[-1].entry))
-            above += [(node.ino, "") for node in reversed(page) if node.kind is Kind.DIRECTORY]
-            for node in page:
-                if node.kind is not Kind.DIRECTORY and node.size and not node.is_local and not is_archived(node):
-                    yield ObjectId(prefix + node.entry, node.etag), node.size
+    def _note_failure(self, key: str, reason: str) -> None:
+        self.progress.failures += 1
+        self.progress.error = reason
+        if len(self._failed) < _TOLD_FAILURES:
+            self._failed[key] = reason
+
+
+class _Files:
+    """What can be fetched of files and of directories with all below them, which is told directory by directory in the
+    order of names; reads the index as it goes. With `asks` a directory that was never listed is listed."""
+
+    def __init__(self, namespace: Namespace, inos: Iterable[int], *, asks: bool, fail: Fail) -> None:
+        self._namespace = namespace
+        self._inos = iter(inos)
+        self._asks = asks
+        self._fail = fail
+        self._above: list[tuple[int, str]] = []
+        self._ready: deque[tuple[ObjectId, int]] = deque()
+
+    async def batch(self) -> list[tuple[ObjectId, int]]:
+        """The next BATCH, fewer only at the end. StoreError."""
+        while len(self._ready) < BATCH and await self._read_on():
+            await trio.lowlevel.checkpoint()
+        return [self._ready.popleft() for _ in range(min(BATCH, len(self._ready)))]
+
+    async def _read_on(self) -> bool:
+        if self._above:
+            await self._read_directory(*self._above.pop())
+            return True
+        ino = next(self._inos, None)
+        if ino is None:
+            return False
+        try:
+            node = self._namespace.node(ino)
+            if node.kind is Kind.DIRECTORY:
+                self._above.append((ino, ""))
+            elif is_archived(node):
+                self._fail(self._namespace.key(node), f"in storage class {node.storage_class}; restore it first")
+            else:
+                self._take(node, self._namespace.key(node))
+        except StaleInodeError as error:
+            self._fail(f"({error})", "was replaced or deleted meanwhile")
+        return True
+
+    async def _read_directory(self, parent: int, after: str) -> None:
+        try:
+            if self._asks and not after and self._namespace.directory(parent).listed_ns is None:
+                await self._namespace.ensure_listed(parent)
+            prefix = self._namespace.key(self._namespace.node(parent))
+        except StaleInodeError:
+            return  # the directory went meanwhile
+        page = self._namespace.children(parent, after=after, limit=_PAGE)
+        if len(page) == _PAGE:
+            self._above.append((parent, page[-1].entry))
+        self._above += [(node.ino, "") for node in reversed(page) if node.kind is Kind.DIRECTORY]
+        for node in page:
+            if node.kind is not Kind.DIRECTORY and not is_archived(node):
+                self._take(node, prefix + node.entry)
+
+    def _take(self, node: Node, key: str) -> None:
+        if node.size and not node.is_local:
+            self._ready.append((ObjectId(key, node.etag), node.size))

@@ -26,11 +26,11 @@ from lazyfs.core.errors import (
     StaleError,
     UsageError,
 )
-from lazyfs.core.parts import MAX_COPY_BYTES
 from lazyfs.core.types import Kind, ObjectId, ObjectInfo
 from lazyfs.index.base import Node
 from lazyfs.index.database import Index
 from lazyfs.store.base import PutOptions, Store
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.policy import Policy
@@ -58,7 +58,12 @@ class Journal:
     async def begin(self, old: str, new: str, objects: Sequence[ObjectInfo]) -> None:
         """Note that these objects below `old` get keys below `new`."""
         markers = [info.key for info in objects if _is_marker(info)]
-        self._renames[old] = {"new": new, "etags": {info.key: info.etag for info in objects}, "markers": markers}
+        self._renames[old] = {
+            "new": new,
+            "etags": {info.key: info.etag for info in objects},
+            "sizes": {info.key: info.size for info in objects},
+            "markers": markers,
+        }
         await self._index.set_meta(_META, json.dumps(self._renames))
 
     async def end(self, old: str) -> None:
@@ -66,7 +71,7 @@ class Journal:
         del self._renames[old]
         await self._index.set_meta(_META, json.dumps(self._renames))
 
-    async def finish(self, store: Store) -> None:
+    async def finish(self, store: Store, copier: Copier) -> None:
         """Finish what was under way when the last mount ended: of what still is as it was then. What cannot be done
         now is left for the next mount."""
 
@@ -75,7 +80,7 @@ class Journal:
                 if source.key in rename["markers"]:
                     await _put_marker(store, source.key, new + source.key[len(old) :])
                 else:
-                    await store.copy(source, new + source.key[len(old) :])
+                    await copier.copy(source, new + source.key[len(old) :], rename["sizes"].get(source.key, 0))
                 await store.delete(source.key)
 
         for old, rename in list(self._renames.items()):
@@ -101,9 +106,11 @@ class Renamer:
         reader: Reader,
         policy: Policy,
         journal: Journal,
+        copier: Copier,
         write_back: WriteBack | None,
     ) -> None:
         self._write_back = write_back
+        self._copier = copier
         self._journal = journal
         self._reader = reader
         self._namespace = namespace
@@ -142,14 +149,12 @@ class Renamer:
         if file is not None:
             await self._writers.commit(file)  # what is being written goes up first: an upload cannot change its key
             node = file.node
-        if not node.is_local:
-            _check_copyable(node.name, node.size)
         replaced = self._handles.by_ino(target.ino) if target is not None else None
         async with replaced.turn if replaced is not None else contextlib.nullcontext():
             if self._write_back is not None:
                 moved = await self._write_back.rename_file(node, parent, name, key)
             else:
-                etag = await self._copy(ObjectId(self._namespace.key(node), node.etag), key, node)
+                etag = await self._copy(ObjectId(self._namespace.key(node), node.etag), key, node.size, node)
                 await self._store.delete(self._namespace.key(node))
                 moved = await self._namespace.move(node, parent, name, etag=etag)
             if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
@@ -159,9 +164,9 @@ class Renamer:
             file.node = moved
             self._follow(file, key, moved.etag)
 
-    async def _copy(self, source: ObjectId, key: str, node: Node) -> str:
+    async def _copy(self, source: ObjectId, key: str, size: int, node: Node) -> str:
         try:
-            etag = await self._store.copy(source, key)
+            etag = await self._copier.copy(source, key, size)
         except (PreconditionFailedError, NotFoundError) as error:
             self._namespace.expire(node.parent, node.name)
             raise StaleError(f"{source.key!r} was replaced or deleted in the bucket meanwhile") from error
@@ -187,11 +192,11 @@ class Renamer:
         for file in open_files:
             await self._writers.commit(file)
         if self._write_back is not None:
-            await self._write_back.rename_directory(node, parent, name, new, lambda: self._copyable(old))
+            await self._write_back.rename_directory(node, parent, name, new, lambda: self._listed(old))
             for file in open_files:
                 self._follow_into(file)
             return
-        objects = await self._copyable(old)
+        objects = await self._listed(old)
         etags: dict[str, str] = {}
         """Of the copies, by path below the directory."""
 
@@ -227,7 +232,7 @@ class Renamer:
             with contextlib.suppress(NotFoundError):
                 await _put_marker(self._store, info.key, key)
             return info.etag
-        return await self._copy(info.oid, key, directory)
+        return await self._copy(info.oid, key, info.size, directory)
 
     def _files_below(self, prefix: str) -> list[OpenFile]:
         found = []
@@ -236,13 +241,6 @@ class Renamer:
                 if not file.deleted and self._namespace.key(file.node).startswith(prefix):
                     found.append(file)
         return found
-
-    async def _copyable(self, prefix: str) -> list[ObjectInfo]:
-        """See `_listed`. CrossDeviceError if one of them cannot be copied."""
-        objects = await self._listed(prefix)
-        for info in objects:
-            _check_copyable(info.key, info.size)
-        return objects
 
     async def _listed(self, prefix: str) -> list[ObjectInfo]:
         """All objects below `prefix` as the bucket has them, the large ones first: what tells a reader that the
@@ -268,8 +266,3 @@ def _is_marker(info: ObjectInfo) -> bool:
 async def _put_marker(store: Store, old: str, new: str) -> None:
     """A marker `new` that says of its directory what `old` says."""
     await store.put(new, b"", options=PutOptions(metadata=(await store.head(old)).metadata))
-
-
-def _check_copyable(name: str, size: int) -> None:
-    if size > MAX_COPY_BYTES:
-        raise CrossDeviceError(f"{name!r} is too large to be copied by the server at once")

@@ -19,11 +19,13 @@ from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.spool import SpoolFile
 from lazyfs.core.backoff import Backoff
 from lazyfs.core.changes import MARK, Change, Op
+from lazyfs.core.content import content_type
 from lazyfs.core.errors import LazyfsError, NotFoundError, PreconditionFailedError
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import ANY, Condition, Part, Range, Upload
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.together import each
 from lazyfs.vfs.uploads import Uploads
 
@@ -52,6 +54,7 @@ class Uploader:
         backlog: Backlog,
         store: Store,
         uploads: Uploads,
+        copier: Copier,
         memory: MemoryTier,
         part_sizes: PartSizes,
         options: PutOptions,
@@ -66,6 +69,7 @@ class Uploader:
         self._backlog = backlog
         self._store = store
         self._uploads = uploads
+        self._copier = copier
         self._memory = memory
         self._part_sizes = part_sizes
         self._options = options
@@ -121,7 +125,7 @@ class Uploader:
         elif change.op is Op.COPY:
             assert change.source is not None
             try:
-                etag = await self._store.copy(change.source, change.key)
+                etag = await self._copier.copy(change.source, change.key, change.size)
             except (NotFoundError, PreconditionFailedError):
                 await self._lost(change)
             else:
@@ -168,7 +172,11 @@ class Uploader:
         """Upload the content; the ETag, None if it was withdrawn meanwhile."""
         condition = self._backlog.pending.current(change).condition if self._conditional else ANY
         marks = {MARK: change.token} if change.token else {}
-        options = replace(self._options, metadata={**self._options.metadata, **metadata, **marks})
+        options = replace(
+            self._options,
+            content_type=content_type(change.key),
+            metadata={**self._options.metadata, **metadata, **marks},
+        )
         if change.size > self._part_sizes.size(1):
             return await self._send_parts(change, options, condition)
         async with self._parts, self._memory.held(change.size):

@@ -39,6 +39,7 @@ class WriteBack:
         reader: Reader,
         modes: Modes,
         lost: LostAndFound,
+        clock_ns: Callable[[], int],
     ) -> None:
         self.backlog = backlog
         self._namespace = namespace
@@ -47,6 +48,7 @@ class WriteBack:
         self._handles = handles
         self._reader = reader
         self._lost = lost
+        self._clock_ns = clock_ns
 
     async def recover(self) -> None:
         """Show what a former mount has left to be uploaded. StartupError."""
@@ -194,11 +196,12 @@ class WriteBack:
         self._reader.copied(change.content, version)
         if node is None or not node.is_local:
             return
-        now = await self._namespace.put_file(node.parent, node.name, size=node.size, mtime_ns=node.mtime_ns, etag=etag)
+        if await self._index.arrived(node, etag, now_ns=self._clock_ns()) is None:
+            return
         file = self._handles.by_ino(node.ino)
         if file is None:
             return
-        file.node = now
+        file.node = self._namespace.node(node.ino)  # a time may have been set meanwhile
         if file.object is not None and file.object.oid == change.content:
             file.object.oid = version
         if file.writer is not None:

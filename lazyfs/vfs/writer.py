@@ -23,6 +23,7 @@ import trio
 
 from lazyfs.cache.memory import MemoryTier
 from lazyfs.cache.spool import Spool, SpoolFile
+from lazyfs.core.content import content_type
 from lazyfs.core.errors import (
     LazyfsError,
     NoRoomError,
@@ -263,7 +264,8 @@ class Writer:
 
     def _created_with(self) -> PutOptions:
         self.sent = self.metadata()
-        return replace(self._options, metadata={**self._options.metadata, **self.sent})
+        metadata = {**self._options.metadata, **self.sent}
+        return replace(self._options, content_type=content_type(self.key), metadata=metadata)
 
     # -- parts ----------------------------------------------------------------------------------------------------
 

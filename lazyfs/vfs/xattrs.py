@@ -24,6 +24,7 @@ from lazyfs.core.xattrs import attributes_of, fits, key_of, text_of
 from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.store.base import Store
 from lazyfs.store.metadata import changed
+from lazyfs.vfs.facts import ATTRIBUTES, FactsOf
 from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.modes import Modes
 from lazyfs.vfs.namespace import Namespace
@@ -56,6 +57,8 @@ class Xattrs:
         self._clock_ns = clock_ns
         self._told: LRU[int, tuple[str, int, Mapping[str, str]]] = LRU()
         """By inode: of which ETag, until when in ns, and what."""
+        self.facts: FactsOf | None = None
+        """What tells `user.lazyfs.*`, which are not listed: cp and rsync would try to set them on the copy."""
 
     async def names(self, ino: int) -> list[bytes]:
         """The attributes that there are. StoreError."""
@@ -63,6 +66,8 @@ class Xattrs:
 
     async def get(self, ino: int, name: bytes) -> bytes:
         """One attribute. NoAttributeError, StoreError."""
+        if self.facts is not None and name.startswith(ATTRIBUTES.encode()):
+            return await self.facts.attribute(ino, name.decode(errors="replace"))
         if key_of(name) is None:  # the kernel asks for security.capability before each write
             raise NoAttributeError(name.decode(errors="replace"))
         try:

@@ -7,15 +7,17 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 import trio
 
 from lazyfs.cache.engine import RedisAddress, open_redis
 from lazyfs.cache.redis import RedisEngine
 from lazyfs.cache.shared import FAILURES, SharedTier, shared_tier
 from lazyfs.config.shared import parse_shared_cache
-from lazyfs.core.errors import StartupError
+from lazyfs.core.errors import CacheError, CacheRefusedError, StartupError
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId
 from tests.redis_server import Redis, make_certificate, running_cluster, running_redis
@@ -31,8 +33,8 @@ warns = pytest.mark.expect_warnings
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Redis]:
-    with running_redis(tmp_path / "redis") as redis:
-        yield redis
+    with running_redis(tmp_path / "redis") as running:
+        yield running
 
 
 @contextlib.asynccontextmanager
@@ -142,6 +144,24 @@ async def test_a_wrong_password_is_one_warning_without_it(
             assert server.url in said
             assert "wr0ng" not in said + str(tier.status())
             assert tier.status()["state"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "kind"),
+    [
+        ("OOM command not allowed", "OOM command not allowed", CacheRefusedError),
+        ("Command # 1 (SET k \x00).) secret) of pipeline caused error: OOM", "OOM", CacheRefusedError),
+        ("Protocol error: unauthenticated bulk length", "Protocol error: unauthenticated bulk length", CacheError),
+    ],
+)
+async def test_an_error_never_shows_what_was_to_be_stored(said: str, told: str, kind: type[CacheError]) -> None:
+    def refuse(_client: Any) -> None:
+        raise redis.ResponseError(said)
+
+    engine = RedisEngine(RedisAddress(host="127.0.0.1", port=1, db=0), ttl_s=1.0)
+    with pytest.raises(CacheError) as caught:
+        await engine._call(refuse)
+    assert (str(caught.value), type(caught.value)) == (told, kind)
 
 
 @warns

@@ -59,7 +59,7 @@ def test_no_mounts(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_place_that_is_no_mount(mountpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", str(mountpoint)]) == 1
-    assert capsys.readouterr().err == f"lazyfs: {mountpoint} is not a mount of lazyfs of this user\n"
+    assert capsys.readouterr().err == f"lazyfs: {mountpoint} is not in a mount of lazyfs\n"
 
 
 @pytest.mark.usefixtures("answering")

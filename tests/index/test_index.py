@@ -271,6 +271,16 @@ async def test_what_changed_here_during_a_listing_wins_over_it(index: Index) -> 
     assert tree(index) == {"gone": "e1"}
 
 
+async def test_a_file_whose_arrival_a_kill_kept_from_being_noted_is_asked_for(index: Index) -> None:
+    directory = await index.put_entry(ROOT_INO, Entry("d/"), now_ns=1)
+    await index.put_entry(directory.ino, Entry("f", 1, 1, LOCAL_ETAG), now_ns=1)
+    await index.remove_local()
+    known = index.node(directory.ino)
+    assert known is not None
+    assert known.listed_ns is None
+    assert tree(index) == {"d/": "/"}
+
+
 async def test_only_what_changed_after_the_facts_were_asked_for_is_newer_than_they(index: Index) -> None:
     with index.listing() as early:
         await index.put_entry(ROOT_INO, Entry("a", 1, 1, "ours"), now_ns=1)
@@ -280,6 +290,25 @@ async def test_only_what_changed_after_the_facts_were_asked_for_is_newer_than_th
             assert tree(index) == {"a": "ours"}
             await index.apply_page(facts, late, page_ns=1, began_ns=1)
             assert tree(index) == {}
+
+
+async def test_a_directory_that_a_listing_does_not_know_keeps_what_is_newer_than_the_listing(index: Index) -> None:
+    directory = await index.put_entry(ROOT_INO, Entry("d/"), now_ns=1)
+    await index.put_entry(directory.ino, Entry("old", 1, 1, "theirs"), now_ns=1)
+    with index.listing() as listing:
+        await index.put_entry(directory.ino, Entry("new", 1, 1, "ours"), now_ns=1)
+        index.hold("d/held")
+        await index.put_entry(directory.ino, Entry("held", 1, 1, "ours too"), now_ns=1)
+        facts = slices_of_keys([], root="", start="", after="", upto=None)
+        index.note_local(ROOT_INO, "other")
+        await index.apply_page(facts, listing, page_ns=1, began_ns=1)
+        assert tree(index) == {"d/": "/", "d/held": "ours too", "d/new": "ours"}
+        index.let_go("d/held")
+        await index.apply_page(facts, listing, page_ns=1, began_ns=1)
+        assert "d/held" in tree(index)
+    with index.listing() as later:
+        await index.apply_page(facts, later, page_ns=1, began_ns=1)
+        assert tree(index) == {}
 
 
 # -- any tree into any other ----------------------------------------------------------------------------------------

@@ -360,6 +360,28 @@ class StoreContract:
             assert (info.etag, info.size, dict(info.metadata)) == (etag, len(DATA), {"a": "b"})
             assert bytes(await store.get_range(info.oid, Range(0, 256))) == DATA[:256]
 
+    async def test_an_object_is_made_of_ranges_of_another(self, subject: Subject) -> None:
+        """The server copies them; the last may be short."""
+        async with subject.open() as store:
+            first, second = b"1" * MIN_PART_SIZE, b"the end"
+            await store.put("whole", first + second, options=PutOptions(content_type="text/plain"))
+            info = await store.head("whole")
+            upload = await store.create_upload("copied")
+            parts = [
+                await store.copy_part(upload, 2, info.oid, Range(MIN_PART_SIZE, info.size)),
+                await store.copy_part(upload, 1, info.oid, Range(0, MIN_PART_SIZE)),
+            ]
+            etag = await store.complete_upload(upload, parts)
+            copied = await store.head("copied")
+            assert (copied.etag, copied.size) == (etag, info.size)
+            assert bytes(await store.get_range(copied.oid, Range(MIN_PART_SIZE - 1, copied.size))) == b"1the end"
+            assert info.content_type == "text/plain"
+            gone = ObjectId("missing", "0" * 32)
+            upload = await store.create_upload("copied")
+            with pytest.raises(NotFoundError):
+                await store.copy_part(upload, 1, gone, Range(0, 5))
+            await store.abort_upload(upload)
+
     async def test_copy_of_another_version_is_refused(self, subject: Subject) -> None:
         async with subject.open() as store:
             old = ObjectId("k", await store.put("k", b"old"))

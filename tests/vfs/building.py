@@ -31,6 +31,7 @@ from lazyfs.index.database import Index, open_index
 from lazyfs.store.base import DEFAULT_PUT, Store
 from lazyfs.store.memory import MemoryStore
 from lazyfs.vfs.backlog import Backlog
+from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.filesystem import FileSystem, Policy
 from lazyfs.vfs.namespace import Namespace
@@ -227,7 +228,8 @@ async def mounted(
         stack.callback(index.close)
         await index.remove_local()
         journal, uploads = Journal(index), Uploads(store=store, index=index)
-        await journal.finish(store)
+        copier = Copier(store=store, uploads=uploads)
+        await journal.finish(store, copier)
         changes = None
         if write_back is not None:
             write_back.mkdir(exist_ok=True)
@@ -295,6 +297,7 @@ async def mounted(
             part_sizes=PartSizes(knobs.part),
             policy=replace(POLICY, **policy),
             journal=journal,
+            copier=copier,
             clock_ns=clock,
             still_open=still_open,
             backlog=backlog,
@@ -306,6 +309,7 @@ async def mounted(
                 backlog=fs.write_back.backlog,
                 store=store,
                 uploads=uploads,
+                copier=copier,
                 memory=memory,
                 part_sizes=PartSizes(knobs.part),
                 options=DEFAULT_PUT,

@@ -81,6 +81,10 @@ class ScriptedStore(MemoryStore):
         async with _Call(self, "part"):
             return await super().upload_part(upload, number, body)
 
+    async def copy_part(self, upload: Upload, number: int, source: ObjectId, span: Range) -> Part:
+        async with _Call(self, "copy_part"):
+            return await super().copy_part(upload, number, source, span)
+
     async def complete_upload(self, upload: Upload, parts: list[Part], *, condition: Condition = ANY) -> str:  # type: ignore[override]
         self.conditions.append(condition)
         async with _Call(self, "complete"):

@@ -157,3 +157,57 @@ async def test_a_small_memory_makes_it_wait_and_not_fail(tmp_path: Path) -> None
         assert store.fetched >= 8000
         for number in range(40):
             assert await m.read(f"d{number % 3}/e/f{number:03}") == content(number, 200)
+
+
+async def test_what_is_named_comes_in_its_order_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preloader, "JOBS", 1)  # of those that are under way together, any may be first
+    store = filled()
+    async with room(store, tmp_path, slots=2) as (m, _):
+        inos = [(await m.lookup(path)).ino for path in ("d2/e/f005", "d0/e/f000", "d1", "d0/e/f003")]
+        preload = Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), inos=inos)
+        await preload.count()
+        assert (preload.progress.total_files, preload.progress.total_bytes) == (10, 1000)
+        await run(m, preload)
+        order = list(dict.fromkeys(request.key for request in store.requests if request.span is not None))
+        named = ["d2/e/f005", "d0/e/f000", *(f"d1/e/f{number:03}" for number in range(1, 20, 3)), "d0/e/f003"]
+        assert order == named
+        assert (preload.progress.state, preload.progress.files) == ("done", 10)
+
+
+async def test_what_was_never_listed_is_listed_for_who_names_it(tmp_path: Path) -> None:
+    store = filled()
+    sizes = Knobs(memory=16384)
+    async with mounted(store, tmp_path / "index", disk=tmp_path / "blocks", ttl_s=float("inf"), knobs=sizes) as m:
+        inos = [(await m.lookup("d1")).ino]
+        preload = Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), inos=inos, asks=True)
+        await run(m, preload)
+        assert preload.progress.files == 7
+
+
+@warns
+async def test_who_named_it_hears_of_what_could_not_come(tmp_path: Path) -> None:
+    store = filled()
+    for number in range(1, 12):
+        store.fail("get", number, AccessDeniedError("no"))
+    heard: list[tuple[str, str]] = []
+    async with room(store, tmp_path) as (m, _):
+        inos = [(await m.lookup(path)).ino for path in ("d0/e/f000", "d0/e/f003", "d1/e/f001")]
+        node = m.index.entry((await m.lookup("d0/e")).ino, "f003")
+        assert node is not None
+        await m.index.remove_entry(node.parent, "f003")
+        preload = Preloader(
+            namespace=m.namespace,
+            fetcher=m.fetcher,
+            disk=disk_of(m),
+            inos=inos,
+            fail=lambda key, reason: heard.append((key, reason)),
+        )
+        await run(m, preload)
+        assert preload.progress.state == "failed"
+        assert sorted(heard) == [
+            (f"(inode {node.ino})", "was replaced or deleted meanwhile"),
+            ("d0/e/f000", "no"),
+            ("d1/e/f001", "no"),
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,10 +24,12 @@ from lazyfs.core.errors import (
     NotEmptyError,
     NotPermittedError,
     ThrottledError,
+    UnreachableError,
     UsageError,
 )
 from lazyfs.core.types import ROOT_INO, Kind, Range
-from lazyfs.vfs import renaming
+from lazyfs.store.base import PutOptions
+from lazyfs.vfs import copying, renaming
 from tests.vfs.building import Mount, mounted
 from tests.vfs.stores import ScriptedStore
 
@@ -191,9 +194,6 @@ async def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(renaming, "MAX_OBJECTS", 2)
         with pytest.raises(CrossDeviceError):
             await rename(m, "large", "new")
-        monkeypatch.setattr(renaming, "MAX_COPY_BYTES", 3)
-        with pytest.raises(CrossDeviceError):
-            await rename(m, "d", "new")
         assert bucket(store) == before
     async with mount(store, tmp_path, no_delete=True) as m:
         with pytest.raises(NotPermittedError):
@@ -248,7 +248,7 @@ async def test_a_rename_that_a_kill_interrupts_is_finished_by_the_next_mount(
         theirs = held.pop("new/05", bytes(6))
         assert theirs == bytes(6)
         assert held == {"new/": b""} | {f"new/{number:02}": bytes(number + 1) for number in range(20) if number != 5}
-        await m.fs._renamer._journal.finish(store)
+        await m.fs._renamer._journal.finish(store, m.fs._renamer._copier)
         assert bucket(store).keys() - {"new/05"} == {*held, "d/05"}
 
 
@@ -290,3 +290,55 @@ async def test_a_directory_object_that_has_content_keeps_it(tmp_path: Path, *, k
             await rename(m, "d", "new")
     async with mount(store, tmp_path):
         assert bucket(store) == {"new/": b"content of d/", "new/e/": b"", "new/f": b"content of d/f"}
+
+
+# -- large objects ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request copies 8 bytes, a part has 4."""
+    monkeypatch.setattr(copying, "AT_ONCE_BYTES", 8)
+    monkeypatch.setattr(copying, "PART_BYTES", 4)
+
+
+@pytest.mark.usefixtures("small_copies")
+async def test_a_large_object_is_copied_in_parts_with_what_it_says(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    options = PutOptions(content_type="text/plain", metadata={"colour": "red"}, storage_class="STANDARD_IA")
+    await store.put("d/large", b"0123456789", options=options)
+    await store.put("d/small", b"01234567")
+    async with mount(store, tmp_path) as m:
+        await rename(m, "d", "new")
+        assert bucket(store) == {"new/large": b"0123456789", "new/small": b"01234567"}
+        info = await store.head("new/large")
+        assert (info.content_type, info.metadata, info.storage_class) == (
+            "text/plain",
+            {"colour": "red"},
+            "STANDARD_IA",
+        )
+        await rename(m, "new/large", "file")
+        assert await m.read("file") == b"0123456789"
+    assert store.uploads == 0
+
+
+@pytest.mark.usefixtures("small_copies")
+async def test_a_copy_in_parts_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    await store.put("large", b"0123456789")
+    store.fail("copy_part", 2, UnreachableError("away"))
+    async with mount(store, tmp_path) as m:
+        with pytest.raises(UnreachableError):
+            await rename(m, "large", "new")
+        assert bucket(store) == {"large": b"0123456789"}
+        assert await m.read("large") == b"0123456789"
+    assert store.uploads == 0
+
+
+@given(st.integers(1, 60 * 2**40))
+def test_the_parts_of_a_copy_are_all_of_it_and_few_enough(size: int) -> None:
+    ranges = copying._cut(size)
+    assert [(ranges[0].start, ranges[-1].stop)] == [(0, size)]
+    assert all(before.stop == after.start for before, after in itertools.pairwise(ranges))
+    assert len(ranges) <= 10_000
+    assert max(span.size for span in ranges) <= max(copying.PART_BYTES, -(-size // 10_000))

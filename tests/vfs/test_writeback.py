@@ -460,3 +460,15 @@ async def test_attributes_of_what_waits(tmp_path: Path) -> None:
         await m.settle()
         assert await m.fs.xattrs.names(ino) == [b"user.note"]
         assert store._objects["f"].metadata["note"] == "yes"
+
+
+@pytest.mark.parametrize("write_back", [False, True])
+async def test_the_name_of_an_object_tells_its_type(tmp_path: Path, write_back: bool) -> None:
+    store = ScriptedStore()
+    options = {"write_back": tmp_path / "back"} if write_back else {}
+    async with mounted(store, tmp_path / "index.db", spool=tmp_path / "spool", **options) as m:
+        await m.write("index.json", b"{}")
+        await m.write("page.html", LARGE)
+        await m.settle()
+    assert store._objects["index.json"].content_type == "application/json"
+    assert store._objects["page.html"].content_type == "text/html"

@@ -1,0 +1,31 @@
+"""`lazyfs release`, as the daemon answers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lazyfs.core.errors import ControlError
+from lazyfs.vfs.releaser import Releaser
+
+MAX_FILES = 1000
+"""Of one request."""
+
+
+class Releases:
+    """Drops what is here of files that `entries` has told."""
+
+    def __init__(self, releaser: Releaser) -> None:
+        self._releaser = releaser
+
+    def verbs(self) -> dict[str, Any]:
+        """What the control socket offers."""
+        return {"release": self.release}
+
+    async def release(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Release the files `inos`: pairs of those that were, with their bytes, and of those that were not, with why.
+        ControlError."""
+        inos = arguments.get("inos")
+        if not isinstance(inos, list) or len(inos) > MAX_FILES or not all(isinstance(ino, int) for ino in inos):
+            raise ControlError(f"inos must be a list of at most {MAX_FILES} numbers")
+        outcome = await self._releaser.release(inos)
+        return {"released": list(outcome.bytes.items()), "kept": list(outcome.kept.items())}

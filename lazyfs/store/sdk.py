@@ -1,0 +1,103 @@
+"""The SDK: how its client is made, and what its errors mean. Beside store.s3 the only file that says botocore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import botocore.exceptions as sdk
+import urllib3.exceptions
+from botocore import UNSIGNED
+from botocore.config import Config
+
+from lazyfs.core.errors import AccessDeniedError, LazyfsError, StoreError, TruncatedError
+from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_out, unreachable
+from lazyfs.store.settings import S3Settings, is_aws
+
+DEFAULT_REGION = "us-east-1"
+
+
+def make_client(session: Any, settings: S3Settings) -> Any:
+    """A client in virtual-host style for AWS, in path style for everybody else unless told otherwise."""
+
+    def make(style: str) -> Any:
+        options: Any = {"addressing_style": style, "payload_signing_enabled": False}
+        signature: Any = UNSIGNED if settings.no_sign_request else "s3v4"
+        if settings.is_directory_bucket and not settings.no_sign_request:
+            signature = None  # botocore picks the session scheme of S3 Express by itself
+        config = Config(
+            s3=options,
+            signature_version=signature,
+            connect_timeout=settings.connect_timeout_s,
+            read_timeout=settings.read_timeout_s,
+            max_pool_connections=settings.max_connections,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # Validation would refuse memoryviews and wrap bytes in a file, which is then sent in 16 KiB pieces and
+            # with Expect: 100-continue, a round trip more.
+            parameter_validation=False,
+            user_agent_extra="lazyfs",
+        )
+        region = None if session.region_name or settings.endpoint_url is None else DEFAULT_REGION
+        return session.client("s3", endpoint_url=settings.endpoint_url, region_name=region, config=config)
+
+    if settings.force_path_style is not None:
+        return make("path" if settings.force_path_style else "virtual")
+    if settings.endpoint_url is not None:
+        # "auto" means path style to botocore as soon as an endpoint is given, even one of AWS.
+        return make("virtual" if is_aws(settings.endpoint_url) and "." not in settings.bucket else "path")
+    client = make("auto")
+    if is_aws(client.meta.endpoint_url):
+        return client
+    client.close()  # the endpoint came from the environment or the profile
+    return make("path")
+
+
+class translated:  # noqa: N801 - reads as a verb: `with translated("HEAD ..."):`
+    """Whatever the SDK raises inside leaves as one of `core.errors`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, LazyfsError):
+            translated = translate(error, self._what)
+            if translated is not None:
+                raise translated from None
+
+
+def translate(error: Exception, what: str) -> StoreError | None:
+    """Our error for one of botocore or of urllib3 below it; None for anything that is not theirs."""
+    match error:
+        case sdk.ClientError():
+            meta = error.response.get("ResponseMetadata", {})
+            told: Mapping[str, Any] = error.response.get("Error", {})
+            region = meta.get("HTTPHeaders", {}).get("x-amz-bucket-region") or told.get("Region", "")
+            return store_error(
+                int(meta.get("HTTPStatusCode", 0)), str(told.get("Code", "")), str(told.get("Message", "")), what,
+                region=str(region),
+            )  # fmt: skip
+        case sdk.NoCredentialsError() | sdk.PartialCredentialsError():
+            return AccessDeniedError(f"{what}: {NO_CREDENTIALS}")
+        case sdk.TokenRetrievalError() | sdk.SSOError() | sdk.CredentialRetrievalError():
+            return AccessDeniedError(f"{what}: {one_line(str(error))}")
+        case sdk.ConnectTimeoutError() | sdk.ReadTimeoutError() | urllib3.exceptions.TimeoutError():
+            return timed_out(what)
+        case sdk.IncompleteReadError() | sdk.ResponseStreamingError() | urllib3.exceptions.ProtocolError():
+            return TruncatedError(f"{what}: the connection broke while the answer was read")
+        case sdk.HTTPClientError() | sdk.ConnectionError() | urllib3.exceptions.HTTPError() | OSError():
+            return unreachable(what, _cause(error))
+        case sdk.BotoCoreError() | UnicodeEncodeError():
+            return StoreError(f"{what}: {one_line(str(error))}")
+    return None
+
+
+def _cause(error: Exception) -> str:
+    """Why there is no connection, without the URL that SDK messages repeat."""
+    wrapped = getattr(error, "kwargs", {}).get("error", error)
+    text = str(wrapped).rpartition(": ")[2] or type(wrapped).__name__
+    return f"no connection ({text})"
