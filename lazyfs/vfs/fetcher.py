@@ -6,9 +6,8 @@ reservation of memory for exactly the bytes that it fetches, and takes a slot on
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -137,28 +136,31 @@ class Fetcher:
         for extent in plan_extents(missing, self._extent_blocks):
             waiting[self._start(oid, size, extent, Urgency.DEMAND)] = list(extent)
         if waiting:
-            with self._stall():
-                for flight, wanted in waiting.items():
-                    arrived = await flight.wait()
-                    for block in wanted:
-                        found[block] = arrived[block]
-                        tiers[block] = flight.tiers.get(block, "s3")
+            await self._wait(waiting, found, tiers)
         self._count(tiers, span, size)
         return found
 
-    @contextlib.contextmanager
-    def _stall(self) -> Iterator[None]:
-        """A reader waits meanwhile."""
+    async def _wait(
+        self, waiting: Mapping[_BlockFlight, list[int]], found: dict[int, Buffer], tiers: dict[int, str]
+    ) -> None:
+        """Put into `found` and `tiers` what a reader wants of flights, and count how long it waits."""
         began_s = trio.current_time()
         self._stats.add("read.stalls")
         self._stats.add("read.waiting")
         try:
-            yield
+            for flight, wanted in waiting.items():
+                arrived = await flight.wait()
+                for block in wanted:
+                    found[block] = arrived[block]
+                    tiers[block] = flight.tiers.get(block, "s3")
         finally:
             self._stats.add("read.waiting", -1)
             self._stats.add("read.stall_ns", int((trio.current_time() - began_s) * 1e9))
 
     def _count(self, tiers: Mapping[int, str], span: Range, size: int) -> None:
+        if len(tiers) == 1 or len(set(tiers.values())) == 1:
+            self._stats.add(f"read.bytes.{next(iter(tiers.values()))}", span.size)
+            return
         for block in blocks_of(span, self.block_size):
             whole = block_range(block, self.block_size, size)
             self._stats.add(f"read.bytes.{tiers[block]}", min(whole.stop, span.stop) - max(whole.start, span.start))
