@@ -22,6 +22,7 @@ from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
 from lazyfs.config.endpoint import s3_settings
 from lazyfs.control import registry
+from lazyfs.control.http import served_metrics
 from lazyfs.control.server import serve
 from lazyfs.core.backoff import Backoff
 from lazyfs.core.concurrency import HIGHEST, Concurrency
@@ -106,7 +107,12 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
             spool = None if directory is None else Spool(directory / "spool", limit_bytes=config.write.spool_size)
             with opened_backlog(config, _identity(config), spool=spool, index=index) as backlog:
                 running = _running(config, stats=stats, bare=bare, index=index, spool=spool, backlog=backlog)
-                async with running as (mount, background):
+                async with (
+                    running as (mount, background),
+                    served_metrics(
+                        config.log.metrics_address, config.log.metrics_port, mount.status
+                    ) as mount.metrics_url,
+                ):
                     await _serve(mount, on_ready, on_progress, background)
     finally:
         with trio.CancelScope(shield=True):

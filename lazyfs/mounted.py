@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.spool import Spool
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
@@ -53,6 +54,7 @@ class Mount:
     stores: OpenStore
     """Opens any bucket of the mount's endpoint."""
     started_s: float
+    metrics_url: str | None = None
     leave: trio.Event = field(default_factory=trio.Event)
     """Set when what is not uploaded yet shall be left to the next mount."""
 
@@ -78,7 +80,7 @@ class Mount:
             "preload": None if self.preloader is None else asdict(self.preloader.progress),
             "cache": {
                 "memory": {"used": self.cache.memory.used_bytes, "limit": self.cache.memory.budget_bytes},
-                "disk": None if disk is None else {"used": await disk.used_bytes(), "limit": disk.limit_bytes},
+                "disk": None if disk is None else _disk_status(disk, await disk.used_bytes()),
                 "shared": None if self.cache.shared is None else self.cache.shared.status(),
             },
             "pending_uploads": len(backlog) if backlog is not None else 0,
@@ -89,6 +91,7 @@ class Mount:
             "skipped_keys": self.namespace.skipped_keys,
             "endpoint_supports": asdict(self.store.capabilities),
             "untuned": self.session.untuned,
+            "metrics": self.metrics_url,
             "policy": {
                 "metadata_ttl_s": config.cache.metadata_ttl_s,
                 "conditional_put": self.filesystem.policy.conditional_put,
@@ -115,6 +118,10 @@ class Mount:
         return await export_snapshot(self.index.file, place, self.stores)
 
 
+def _disk_status(disk: DiskTier, used_bytes: int) -> dict[str, Any]:
+    return {"used": used_bytes, "limit": disk.limit_bytes, "on": disk.is_on}
+
+
 def _backlog_status(backlog: Backlog) -> dict[str, Any]:
     wanted = {change.number: change.key for change in backlog.pending.wanted()}
     failed = [(wanted[number], str(error)) for number, error in backlog.failures.items() if number in wanted]
@@ -123,4 +130,5 @@ def _backlog_status(backlog: Backlog) -> dict[str, Any]:
         "bytes": backlog.bytes,
         "oldest_s": backlog.oldest_s,
         "failed": failed[:MAX_TOLD_FAILURES],
+        "failed_changes": len(failed),
     }

@@ -151,6 +151,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "storage-class": ("standard_ia", "STANDARD_IA"),
     "log-file": ("/var/log/x", Path("/var/log/x")),
     "log-level": ("Debug", "debug"),
+    "metrics-port": ("9321", 9321),
+    "metrics-address": ("0.0.0.0", "0.0.0.0"),
 }
 
 
@@ -174,6 +176,8 @@ def test_each_option_from_each_source(name: str, tmp_path: Path, environ: dict[s
 
 
 BAD = [
+    ("metrics-port", "65536"),
+    ("metrics-port", "http"),
     ("endpoint-url", "s3.example.com"),
     ("endpoint-url", "ftp://example.com"),
     ("endpoint-url", "http://"),

@@ -19,6 +19,7 @@ COMMANDS = (
     "mount",
     "umount",
     "status",
+    "top",
     "find",
     "preload",
     "release",
@@ -61,6 +62,11 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of `lazyfs ARGUMENTS`. With LAZYFS_DEBUG set, errors keep their traceback."""
+    if len(arguments) == 4 and arguments[2] == "-o" and arguments[0] not in COMMANDS:
+        # `mount -t fuse.lazyfs` runs mount.fuse, and that calls us like this.
+        from lazyfs.cli.fstab import run as mount_from_fstab  # noqa: PLC0415 - see above
+
+        return mount_from_fstab(arguments)
     try:
         result = lazyfs.main(arguments, prog_name="lazyfs", standalone_mode=False)
         sys.stdout.flush()

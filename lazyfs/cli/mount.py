@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lazyfs.cli.daemonise import daemonise
 from lazyfs.cli.logs import configure_logging
+from lazyfs.cli.notify import notify
 from lazyfs.cli.options import HEADINGS, GroupedCommand, by_name, declared_options
 from lazyfs.cli.preflight import preflight
-from lazyfs.cli.progress import ImportView, Tell
+from lazyfs.cli.progress import ImportView, Tell, describe
 from lazyfs.config import Config, load
 from lazyfs.core.units import format_size
 
+PATIENCE_US = 60_000_000
+"""While the import gets on, systemd waits for it so much longer."""
 EPILOG = """Examples:
   lazyfs mount my-bucket /mnt/data
   lazyfs mount s3://my-bucket/imagenet/train /mnt/train --read-only --metadata-ttl indefinite
   lazyfs mount my-bucket ./data -f --endpoint-url http://127.0.0.1:9000 --cache-dir /nvme/lazyfs --cache-size 500GiB
 
+For /etc/fstab there is mount.lazyfs: docs/operations.md.
 Every option can also be set in the environment (--cache-size is LAZYFS_CACHE_SIZE) and in the file of --config
 (cache-size = "500GiB"). Credentials come from the AWS_* variables and files."""
 
@@ -62,20 +67,31 @@ def mount(
         mount_options=",".join(mount_words),
         file=config_file,
     )
+    start(config, say=click.echo)
+
+
+def start(config: Config, *, say: Callable[[str], None]) -> None:
+    """Mount, and `say` what is mounted; returns when the mount answers, or in the foreground when it is unmounted."""
     preflight(config)
     if config.mount.foreground:
         with ImportView(may_draw=config.log.file is not None) as view:
-            _run(config, lambda: _say_ready(view, config), view.tell)
+            _run(config, lambda: _say_ready(view, config, say), lambda progress: _tell(view, progress))
         return
     assert config.log.file is not None, "a default of the background"
     with ImportView() as view:
         daemonise(partial(_run, config), log_file=config.log.file, on_progress=view.tell)
-    click.echo(_mounted(config))
+    say(_mounted(config))
 
 
-def _say_ready(view: ImportView, config: Config) -> None:
+def _say_ready(view: ImportView, config: Config, say: Callable[[str], None]) -> None:
     view.close()
-    click.echo(_mounted(config))
+    say(_mounted(config))
+    notify("READY=1", f"STATUS={_mounted(config)}")
+
+
+def _tell(view: ImportView, progress: dict[str, Any]) -> None:
+    view.tell(progress)
+    notify(f"EXTEND_TIMEOUT_USEC={PATIENCE_US}", f"STATUS=importing: {describe(progress)}")
 
 
 def _run(config: Config, on_ready: Callable[[], None], on_progress: Tell) -> None:

@@ -49,7 +49,13 @@ def rows_of(report: Report) -> Iterator[tuple[str, str]]:
     yield from _contents(report)
     for name, count in (report.get("stats") or {}).items():
         if count:
-            yield name, format_size(count) if "bytes" in name.split(".") else f"{count:,}"
+            yield name.removesuffix("_ns"), _count(name, count)
+
+
+def _count(name: str, count: int) -> str:
+    if name.endswith("_ns"):
+        return format_duration(count / 1e9)
+    return format_size(count) if "bytes" in name.split(".") else f"{count:,}"
 
 
 def _promises(report: Report) -> Iterator[tuple[str, str]]:
@@ -64,6 +70,8 @@ def _promises(report: Report) -> Iterator[tuple[str, str]]:
         yield "lacking", "the server does without " + ", ".join(lacking)
     if report.get("untuned"):
         yield "untuned", f"{', '.join(report['untuned'])}; lazyfs doctor says what it costs"
+    if report.get("metrics"):
+        yield "metrics", report["metrics"]
 
 
 def _contents(report: Report) -> Iterator[tuple[str, str]]:
@@ -78,7 +86,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
         yield "preload", _preload(report["preload"])
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
-            yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}"
+            off = "" if usage.get("on", True) else "; not in use, the log says why"
+            yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}{off}"
     if shared := (report.get("cache") or {}).get("shared"):
         yield "shared", _shared(shared)
     if connections := report.get("connections"):

@@ -36,6 +36,7 @@ from lazyfs.config.values import (
     parse_part_size,
     parse_path,
     parse_path_or_none,
+    parse_port,
     parse_snapshot,
     parse_storage_class,
     parse_switch,
@@ -320,7 +321,7 @@ class WriteConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    """Where the log goes (None: standard error) and how much of it."""
+    """Where the log goes (None: standard error) and how much of it; where Prometheus asks (port None: nowhere)."""
 
     file: Path | None = _option(
         "log-file",
@@ -337,6 +338,20 @@ class LogConfig:
         "How much is logged.",
         default="info",
         default_text="info",
+    )
+    metrics_port: int | None = _option(
+        "metrics-port",
+        parse_port,
+        "PORT",
+        "Serve metrics for Prometheus at http://ADDRESS:PORT/metrics; 0 takes a free port, which lazyfs status tells.",
+    )
+    metrics_address: str = _option(
+        "metrics-address",
+        parse_text,
+        "ADDRESS",
+        "Where that listens; 0.0.0.0 lets other machines read the metrics.",
+        default="127.0.0.1",
+        default_text="127.0.0.1",
     )
 
 

@@ -49,7 +49,9 @@ _MOUNT_WORDS = frozenset(
         "async",
         "exec",
         "nosuid",
+        "suid",
         "nodev",
+        "dev",
         "atime",
         "noatime",
         "relatime",
@@ -57,7 +59,8 @@ _MOUNT_WORDS = frozenset(
         "nodiratime",
     ]
 )
-"""Words of mount(8) that are for others than us, or true anyway. `rw` too: mount(8) always adds it."""
+"""Words of mount(8) that are for others than us, or true anyway. `rw` too: mount(8) always adds it; and mount.fuse adds
+`dev` and `suid`, which no mount of ours has all the same."""
 
 
 @dataclass(frozen=True, slots=True)

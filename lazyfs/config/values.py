@@ -102,6 +102,14 @@ def parse_ttl(text: str) -> float:
     return seconds
 
 
+def parse_port(text: str) -> int:
+    """A TCP port; 0 for whichever is free."""
+    number = int(text) if re.fullmatch(r"[0-9]{1,5}", text.strip()) else 2**16
+    if number >= 2**16:
+        raise UsageError(f"not a port: {text!r} (0 to 65535)")
+    return number
+
+
 def parse_endpoint(text: str) -> str:
     """An http or https URL of a server, without credentials. Never repeats the URL: it may hold a password."""
     match = re.fullmatch(r"https?://([^/?#\s]+)/?([^?#\s]*)", text.strip())
@@ -138,5 +146,5 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse_word
 
 
-BARE_NUMBERS = (parse_size, parse_memory, parse_part_size, parse_duration, parse_ttl, parse_id)
+BARE_NUMBERS = (parse_size, parse_memory, parse_part_size, parse_duration, parse_ttl, parse_id, parse_port)
 """Parsers whose TOML value may be a bare number. A mode may not: 644 would be read in decimal."""

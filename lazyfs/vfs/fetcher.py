@@ -7,7 +7,7 @@ reservation of memory for exactly the bytes that it fetches, and takes a slot on
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -46,11 +46,13 @@ async def nothing_waits(_oid: ObjectId, _span: Range) -> Buffer | None:
 class _BlockFlight(Flight[dict[int, Buffer]]):
     """The fetch of one extent."""
 
-    __slots__ = ("ticket",)
+    __slots__ = ("ticket", "tiers")
 
     def __init__(self, ticket: Ticket) -> None:
         super().__init__()
         self.ticket = ticket
+        self.tiers: dict[int, str] = {}
+        """Where each block came from, if not from S3."""
 
 
 class Fetcher:
@@ -112,8 +114,11 @@ class Fetcher:
         """Neighbouring blocks in one piece if memory has them so: no await, no thread, no SQL, no copy."""
         return self._cache.run(oid, blocks)
 
-    async def fetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> dict[int, Buffer]:
-        """Exactly `blocks` (ascending) of the object of `size` bytes. StaleError, StoreError."""
+    async def fetch(self, oid: ObjectId, size: int, blocks: Sequence[int], span: Range) -> dict[int, Buffer]:
+        """Exactly `blocks` (ascending) of the object of `size` bytes. StaleError, StoreError.
+
+        `span`, which lies in them, is what the reader will be given; it is counted by the tier that it came from.
+        """
         found: dict[int, Buffer] = {}
         waiting: dict[_BlockFlight, list[int]] = {}
         missing: list[int] = []
@@ -127,14 +132,38 @@ class Fetcher:
                 waiting.setdefault(flight, []).append(block)
             else:
                 missing.append(block)
-        self._stats.add("cache.memory.hit_bytes", sum(len(data) for data in found.values()))
+        tiers = dict.fromkeys(found, "memory")
         for extent in plan_extents(missing, self._extent_blocks):
             waiting[self._start(oid, size, extent, Urgency.DEMAND)] = list(extent)
-        for flight, wanted in waiting.items():
-            arrived = await flight.wait()
-            for block in wanted:
-                found[block] = arrived[block]
+        if waiting:
+            await self._wait(waiting, found, tiers)
+        self._count(tiers, span, size)
         return found
+
+    async def _wait(
+        self, waiting: Mapping[_BlockFlight, list[int]], found: dict[int, Buffer], tiers: dict[int, str]
+    ) -> None:
+        """Put into `found` and `tiers` what a reader wants of flights, and count how long it waits."""
+        began_s = trio.current_time()
+        self._stats.add("read.stalls")
+        self._stats.add("read.waiting")
+        try:
+            for flight, wanted in waiting.items():
+                arrived = await flight.wait()
+                for block in wanted:
+                    found[block] = arrived[block]
+                    tiers[block] = flight.tiers.get(block, "s3")
+        finally:
+            self._stats.add("read.waiting", -1)
+            self._stats.add("read.stall_ns", int((trio.current_time() - began_s) * 1e9))
+
+    def _count(self, tiers: Mapping[int, str], span: Range, size: int) -> None:
+        if len(tiers) == 1 or len(set(tiers.values())) == 1:
+            self._stats.add(f"read.bytes.{next(iter(tiers.values()))}", span.size)
+            return
+        for block in blocks_of(span, self.block_size):
+            whole = block_range(block, self.block_size, size)
+            self._stats.add(f"read.bytes.{tiers[block]}", min(whole.stop, span.stop) - max(whole.start, span.start))
 
     def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
         """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises.
@@ -269,7 +298,7 @@ class Fetcher:
             if reserve:
                 await memory.reserve(bytes_held)
             try:
-                return await self._load(flight.ticket, oid, size, extent)
+                return await self._load(flight, oid, size, extent)
             finally:
                 memory.release(bytes_held)
 
@@ -279,26 +308,31 @@ class Fetcher:
             for block in extent:
                 del self._flights[oid, block]
 
-    async def _load(self, ticket: Ticket, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
-        is_local = not oid.key
+    async def _load(self, flight: _BlockFlight, oid: ObjectId, size: int, extent: range) -> dict[int, Buffer]:
+        ticket, is_local = flight.ticket, not oid.key
         if (self._spooled or is_local) and (written := await self._unspool(oid, size, extent)):
+            flight.tiers = dict.fromkeys(written, "spool")
             return written
         if is_local:
             became = self._became.get(oid)
             if became is None:
                 raise StaleError("what was written here was replaced before it was uploaded")
-            return await self._load(ticket, became, size, extent)
+            return await self._load(flight, became, size, extent)
         origin = self._origins.get(oid) if len(self._origins) else None
         if origin is not None and (copied := await self._from_origin(origin, oid, size, extent)):
+            flight.tiers = dict.fromkeys(copied, "disk")  # or a little faster
             return copied
         preloading = ticket.urgency is Urgency.PRELOAD  # then it is known that the disk has nothing
         loaded = await self._cache.load(oid, extent) if not preloading else NOTHING
         found = dict(loaded.blocks)
         if found:
+            flight.tiers = dict.fromkeys(found, "disk")
             self._cache.admit(oid, found, len(loaded.whole), to_disk=False, whole=loaded.whole)
         missing = [block for block in extent if block not in found]
         if missing and self._cache.shared is not None:
-            found |= await self._cache.load_shared(oid, size, missing, to_memory=not preloading)
+            shared = await self._cache.load_shared(oid, size, missing, to_memory=not preloading)
+            flight.tiers |= dict.fromkeys(shared, "shared")
+            found |= shared
             missing = [block for block in missing if block not in found]
         for run in plan_extents(missing, self._extent_blocks):
             found |= await self._get(ticket, oid, size, run)

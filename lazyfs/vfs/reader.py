@@ -46,10 +46,10 @@ class Reader:
         self._ask_ahead(file, span, blocks)
         run = self._fetcher.run(file.oid, blocks)
         if run is not None:
-            self._stats.add("cache.memory.hit_bytes", span.size)
+            self._stats.add("read.bytes.memory", span.size)
         else:
             wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
-            found = await self._fetcher.fetch(file.oid, file.size, wanted)
+            found = await self._fetcher.fetch(file.oid, file.size, wanted, span)
             run = self._fetcher.run(file.oid, blocks)  # what arrived by one GET needs no joining
             if run is None:
                 return _cut(found, span, blocks, block_size)

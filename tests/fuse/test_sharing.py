@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from minio import Minio
 
+from lazyfs.cli.frames import TIERS
 from tests.conftest import new_bucket_name
 from tests.fuse.conftest import Mounter
 from tests.fuse.mounts import Mount, drop_page_cache, environment, is_mounted, lazyfs, until
@@ -77,6 +78,10 @@ def test_a_second_node_reads_without_the_origin(mount: Mounter, files: dict[str,
         assert two.requests("get") == gets
         assert two.stat_of("cache.shared.hit_bytes") == sum(map(len, files.values()))
         assert two.stat_of("cache.shared.put_blocks") == 0
+        assert two.stat_of("read.bytes.s3") == two.stat_of("read.bytes.disk") == 0
+    two.wait_closed()
+    assert sum(two.stat_of(f"read.bytes.{tier}") for tier in TIERS) == sum(map(len, files.values()))
+    assert two.stat_of("read.bytes.shared") > 0
     assert two.stat_of("cache.shared.hit_bytes") > 0
     drop_page_cache()
     hits = two.stat_of("cache.shared.gets")

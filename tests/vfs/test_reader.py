@@ -255,7 +255,24 @@ async def test_a_read_that_is_resident_does_not_yield() -> None:
         await room.reader.read(file, Range(0, 8))
         with trio.testing.assert_no_checkpoints():
             assert await room.reader.read(file, Range(2, 5)) == pattern(2, 5)
-        assert room.stats.get("cache.memory.hit_bytes") == 3
+        assert room.stats.get("read.bytes.memory") == 3
+
+
+async def test_each_byte_that_a_reader_gets_is_counted_once_with_its_tier() -> None:
+    async with small() as room:
+        file, held = room.open(200), room.store.hold("get")
+        room.nursery.start_soon(room.reader.read, file, Range(18, 21))
+        await trio.testing.wait_all_tasks_blocked()
+        assert room.stats.get("read.waiting") == room.stats.get("read.stalls") == 1
+        held.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (room.stats.get("read.bytes.s3"), room.stats.get("read.bytes.memory")) == (3, 0)
+        await room.reader.read(file, Range(12, 30))  # block 2 is there, 1 and 3 are not
+        assert (room.stats.get("read.bytes.s3"), room.stats.get("read.bytes.memory")) == (3 + 4 + 6, 8)
+        await room.reader.read(file, Range(190, 300))
+        assert (room.stats.get("read.bytes.s3"), room.stats.get("read.bytes.memory")) == (13 + 10, 8)
+        assert room.stats.get("read.waiting") == 0
+        assert room.stats.get("read.stalls") == 3
 
 
 # -- flights ------------------------------------------------------------------------------------------------------
