@@ -375,7 +375,9 @@ def _build(
 
 
 def _settings(config: Config) -> S3Settings:
-    return s3_settings(config.bucket, max_connections=CONNECTIONS, bulk_connections=HIGHEST)
+    settings = s3_settings(config.bucket, max_connections=CONNECTIONS, bulk_connections=HIGHEST)
+    write = config.write
+    return replace(settings, sse=write.sse, sse_kms_key_id=write.sse_kms_key_id, checksum=write.checksum)
 
 
 def _policy(config: Config, capabilities: Capabilities) -> Policy:

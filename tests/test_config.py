@@ -148,6 +148,9 @@ VALUES: dict[str, tuple[str, object]] = {
     "spool-size": ("5GiB", 5 * GIB),
     "no-overwrite": ("true", True),
     "no-delete": ("true", True),
+    "sse": ("aes256", "AES256"),
+    "checksum": ("none", "none"),
+    "sse-kms-key-id": ("key", "key"),
     "storage-class": ("standard_ia", "STANDARD_IA"),
     "log-file": ("/var/log/x", Path("/var/log/x")),
     "log-level": ("Debug", "debug"),
@@ -163,6 +166,8 @@ def test_every_option_has_an_example_here() -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_each_option_from_each_source(name: str, tmp_path: Path, environ: dict[str, str]) -> None:
     text, expected = VALUES[name]
+    if name == "sse-kms-key-id":  # it is of no use alone
+        environ = {**environ, "LAZYFS_SSE": "aws:kms"}
     option = next(option for option in OPTIONS if option.name == name)
     file = tmp_path / "config.toml"
     file.write_text(f"{name} = {str(expected).lower()}\n" if option.is_switch else f'{name} = "{text}"\n')
@@ -175,7 +180,14 @@ def test_each_option_from_each_source(name: str, tmp_path: Path, environ: dict[s
         assert value_of(config, name) == expected
 
 
+def test_a_key_needs_its_kind_of_encryption(environ: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="--sse-kms-key-id is for --sse aws:kms"):
+        loaded(environ, {"sse-kms-key-id": "key", "sse": "AES256"})
+
+
 BAD = [
+    ("sse", "rot13"),
+    ("checksum", "md5"),
     ("metrics-port", "65536"),
     ("metrics-port", "http"),
     ("endpoint-url", "s3.example.com"),

@@ -28,6 +28,7 @@ from lazyfs.config.shared import SharedCache, parse_shared_cache
 from lazyfs.config.values import (
     one_of,
     parse_account,
+    parse_encryption,
     parse_endpoint,
     parse_events,
     parse_id,
@@ -316,6 +317,24 @@ class WriteConfig:
         "CLASS",
         "Storage class of new objects, like STANDARD_IA.",
         default_text="the bucket's",
+    )
+    sse: str | None = _option(
+        "sse",
+        parse_encryption,
+        "AES256|aws:kms|aws:kms:dsse",
+        "Encryption of new objects by the server.",
+        default_text="the bucket's",
+    )
+    sse_kms_key_id: str | None = _option(
+        "sse-kms-key-id", parse_text, "ID", "The KMS key for it.", default_text="the account's"
+    )
+    checksum: Literal["crc32c", "none"] = _option(
+        "checksum",
+        one_of("crc32c", "none"),
+        "crc32c|none",
+        "The checksum that goes along with what is uploaded; none for servers that refuse it.",
+        default="crc32c",
+        default_text="crc32c",
     )
 
 

@@ -127,6 +127,8 @@ def read_options(
 def _refuse_unsafe(write: Mapping[str, Any], directory: Path | None) -> None:
     if write["write_back"] and directory is None:
         raise UsageError("--write-back keeps files here until they are uploaded: give a --cache-dir, not none")
+    if write["sse_kms_key_id"] is not None and not (write["sse"] or "").startswith("aws:kms"):
+        raise UsageError("--sse-kms-key-id is for --sse aws:kms or aws:kms:dsse")
     if write["fsync"] == "local" and not write["write_back"]:
         raise UsageError("--fsync local needs --write-back: without it a file is durable in the bucket only")
 

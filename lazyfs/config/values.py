@@ -135,6 +135,15 @@ def parse_storage_class(text: str) -> str:
     return word
 
 
+def parse_encryption(text: str) -> str:
+    """Server-side encryption as S3 spells it."""
+    words = {word.lower(): word for word in ("AES256", "aws:kms", "aws:kms:dsse")}
+    try:
+        return words[text.strip().lower()]
+    except KeyError:
+        raise UsageError(f"not one of {', '.join(words.values())}: {text!r}") from None
+
+
 def one_of(*words: str) -> Callable[[str], str]:
     """A parser that takes these words and no others."""
 

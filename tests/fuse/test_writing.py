@@ -684,3 +684,18 @@ def test_a_change_of_the_same_size_is_seen_by_rsync(room: Path, tmp_path: Path) 
         file.write(b"b")
     subprocess.run(command, check=True)
     assert (tmp_path / "f").read_bytes() == b"b" + b"a" * 999
+
+
+def test_what_is_written_is_encrypted_and_checksummed_as_told(mount: Mounter, server: Server, bucket: str) -> None:
+    if server.name != "moto":
+        pytest.skip("the gateway knows neither encryption nor checksums")
+    m = mount("--sse", "AES256", "--storage-class", "STANDARD_IA", "--part-size", "5MiB")
+    (m / "small").write_bytes(b"x")
+    (m / "large").write_bytes(bytes(6 * 1024**2))
+    (m / "small").rename(m / "renamed")
+    client = server.client()
+    for key in ("renamed", "large"):
+        info = client.head_object(Bucket=bucket, Key=key)
+        assert info["ServerSideEncryption"] == "AES256"
+    assert client.head_object(Bucket=bucket, Key="large")["StorageClass"] == "STANDARD_IA"
+    client.close()
