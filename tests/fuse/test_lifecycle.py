@@ -25,6 +25,12 @@ LARGE = random_bytes(8 * BLOCK + 5, 3)
 
 
 @pytest.fixture
+def server(gateway: Server) -> Server:
+    """One server: what is shown here does not depend on its manners."""
+    return gateway
+
+
+@pytest.fixture
 def proxy(server: Server) -> Iterator[Proxy]:
     with proxied(server) as found:
         yield found

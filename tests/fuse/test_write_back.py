@@ -20,6 +20,12 @@ WRITES = {"put", "upload_part", "complete_upload"}
 
 
 @pytest.fixture
+def server(gateway: Server) -> Server:
+    """One server: what is shown here does not depend on its manners."""
+    return gateway
+
+
+@pytest.fixture
 def proxy(server: Server) -> Iterator[Proxy]:
     with proxied(server) as found:
         yield found

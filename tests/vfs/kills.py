@@ -31,7 +31,7 @@ from tests.vfs.building import Mount, mounted
 
 View = dict[str, str]
 """Checksums of files by path; directories, whose path ends in `/`, have none."""
-LIFE_S = 0.2
+LIFE_S = 0.1
 """The longest."""
 DIRECTORIES = ["", "d/", "e/", "d/s/"]
 PATHS = [directory + name for directory in DIRECTORIES for name in ("a", "b")]
