@@ -123,8 +123,7 @@ def _disk_status(disk: DiskTier, used_bytes: int) -> dict[str, Any]:
 
 
 def _backlog_status(backlog: Backlog) -> dict[str, Any]:
-    wanted = {change.number: change.key for change in backlog.pending.wanted()}
-    failed = [(wanted[number], str(error)) for number, error in backlog.failures.items() if number in wanted]
+    failed = backlog.failing()
     return {
         "changes": len(backlog),
         "bytes": backlog.bytes,

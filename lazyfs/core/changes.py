@@ -130,7 +130,7 @@ class Order:
 
     def __iter__(self) -> Iterator[Change]:
         """In the order of their numbers."""
-        return iter([self._changes[number] for number in sorted(self._changes)])
+        return iter(list(self._changes.values()))  # as they were added
 
     def __contains__(self, number: int) -> bool:
         return number in self._changes
@@ -144,7 +144,7 @@ class Order:
         return [self._changes[number] for number in self._by_key.get(key, ())]
 
     def add(self, change: Change) -> None:
-        """`change` is to be done. Its number is new."""
+        """`change` is to be done. Its number is larger than that of any before."""
         self._changes[change.number] = change
         for table, name in self._places(change):
             insort(table.setdefault(name, []), change.number)

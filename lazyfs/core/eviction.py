@@ -45,6 +45,11 @@ class LRU(Generic[K, V]):
         self.size -= item[1]
         return item[0]
 
+    def trim(self, count: int) -> None:
+        """Forget the least recently used until at most `count` are left."""
+        while len(self._items) > count:
+            self.pop_oldest()
+
     def pop_oldest(self) -> tuple[K, V, int] | None:
         """Forget the least recently used; None when empty."""
         if not self._items:

@@ -29,11 +29,10 @@ class Plan:
     added: list[Change] = field(default_factory=list)
     dropped: list[Change] = field(default_factory=list)
 
-    def add(self, change: Change) -> Change:
+    def add(self, change: Change) -> None:
         """Give `change` the next number."""
         number = self.newest + len(self.added) + 1
         self.added.append(replace(change, number=number, knows=min(change.knows, number - 1)))
-        return self.added[-1]
 
 
 class Pending:
@@ -74,6 +73,24 @@ class Pending:
         """What the key shall become; None if the bucket says what it is."""
         return next((change for change in reversed(self._order.of_key(key)) if self.is_wanted(change)), None)
 
+    def is_latest(self, change: Change) -> bool:
+        """Whether its key shall become what `change` says."""
+        latest = self.latest(change.key)
+        return latest is not None and latest.number == change.number
+
+    def made(self, key: str) -> Change | None:
+        """What makes the key exist; None if the bucket says what it is, or if it shall not exist."""
+        latest = self.latest(key)
+        return latest if latest is not None and latest.makes else None
+
+    def of_key(self, key: str) -> list[Change]:
+        """All changes of `key`, withdrawn ones too, oldest first."""
+        return self._order.of_key(key)
+
+    def find(self, number: int) -> Change | None:
+        """The change with this number; None if it is over."""
+        return self._order.get(number) if number in self._order else None
+
     def current(self, change: Change) -> Change:
         """`change`, which is not over, as it is now: what its key holds may be known by now, and its metadata may have
         been amended."""
@@ -101,11 +118,11 @@ class Pending:
         elif latest.makes:
             self._leave(plan, key, latest)
 
-    def rename(self, plan: Plan, old: str, new: str, clean: ObjectInfo | None) -> None:
+    def rename(self, plan: Plan, old: str, new: str, clean: ObjectInfo) -> None:
         """`new` shall hold what `old` holds, and `old` nothing. `clean` is what the bucket has of `old`, if that is
         what counts. BusyError if `old` is pending as a copy itself."""
         pending = self.latest(old)
-        made = _moved(new, pending if pending is not None else clean)
+        made = _moved(new, pending or clean)
         self._replace(plan, replace(made, vouches=True, knows=_EVERYTHING))
         self._leave(plan, old, pending)
 
@@ -224,9 +241,8 @@ def _outcome(change: Change) -> str:
     return f"<#{change.number}>"
 
 
-def _moved(key: str, what: Change | ObjectInfo | None) -> Change:
+def _moved(key: str, what: Change | ObjectInfo) -> Change:
     """What makes `key` of what is pending, or of what the bucket has."""
-    assert what is not None
     if isinstance(what, Change):
         if what.op is not Op.PUT:
             raise BusyError(f"{what.key!r} is being renamed")

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,8 +87,13 @@ class Backlog:
     @property
     def oldest_s(self) -> float:
         """For how many seconds the oldest change has been waiting; of a former mount's, since this one began."""
-        now_s = trio.current_time()
-        return max((now_s - since_s for since_s in self._since_s.values()), default=0.0)
+        since_s = next(iter(self._since_s.values()), None)  # they are added in the order of time
+        return 0.0 if since_s is None else trio.current_time() - since_s
+
+    def failing(self) -> list[tuple[str, str]]:
+        """The keys of changes that are wanted and could not be carried out when that was last tried, and why."""
+        found = [(self.pending.find(number), str(error)) for number, error in self.failures.items()]
+        return [(change.key, error) for change, error in found if change and self.pending.is_wanted(change)]
 
     async def read(self, content: ObjectId, span: Range) -> Buffer | None:
         """These bytes of what waits here, None if it does not. SpoolError."""
@@ -146,10 +151,10 @@ class Backlog:
     async def amend(self, key: str, changes: Mapping[str, str | None]) -> bool:
         """Change metadata of what `key` shall become; False if nothing is pending for it. SpoolError."""
         async with self._turn:
-            latest = self.pending.latest(key)
-            if latest is None or not latest.makes:
+            made = self.pending.made(key)
+            if made is None:
                 return False
-            amended = replace(latest, metadata=changed(latest.metadata, changes))
+            amended = replace(made, metadata=changed(made.metadata, changes))
             await self._journal.record([amended])
             self.pending.change(amended)
             return True
@@ -175,13 +180,10 @@ class Backlog:
         finally:
             self._watches.remove(watch)
 
-    async def carried_out(self, fits: Callable[[Change], bool]) -> None:
-        """Return when no change that fits is pending any more. LazyfsError if one that fits, or that it may wait for,
-        fails meanwhile; it is tried again all the same."""
-        while True:
-            newest = max((change.number for change in self.pending if fits(change)), default=0)
-            if not newest:
-                return
+    async def carried_out(self, awaited: Callable[[], Iterable[Change]]) -> None:
+        """Return when none of the changes is pending any more that `awaited` tells, which is asked again and again.
+        LazyfsError if one of them, or one that it may wait for, fails meanwhile; it is tried again all the same."""
+        while newest := max((change.number for change in awaited()), default=0):
             for number, error in self.failures.items():
                 if number <= newest:
                     raise type(error)(*error.args)
@@ -233,8 +235,7 @@ class Backlog:
             await self._journal.record(followers, [change.number])
             for later in followers:
                 self.pending.change(later)
-            latest = self.pending.latest(change.key)
-            if latest is not None and latest.number == change.number:
+            if self.pending.is_latest(change):
                 for prefix, found in self._watches:
                     if change.key.startswith(prefix):
                         info = ObjectInfo(change.key, etag, change.size, change.mtime_ns)

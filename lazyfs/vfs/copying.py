@@ -7,19 +7,15 @@ content type and storage class; other headers are lost.
 
 from __future__ import annotations
 
-import trio
-
 from lazyfs.core.parts import MAX_PARTS
-from lazyfs.core.types import ObjectId, Part, Range
-from lazyfs.store.base import PutOptions, Store
-from lazyfs.vfs.together import each
+from lazyfs.core.types import ObjectId, Part, Range, Upload
+from lazyfs.store.base import DEFAULT_PUT, PutOptions, Store
 from lazyfs.vfs.uploads import Uploads
 
 AT_ONCE_BYTES = 1024**3
 """Copied by one request. Servers copy some 100 MB/s at least, and a request may be silent for 30 s."""
 PART_BYTES = 256 * 1024**2
 PARTS_AT_ONCE = 8
-_ABORT_S = 30.0
 
 
 class Copier:
@@ -35,24 +31,18 @@ class Copier:
         if size <= AT_ONCE_BYTES:
             return await self._store.copy(source, key)
         info = await self._store.head(source.key)
-        content_type = {"content_type": info.content_type} if info.content_type else {}
-        storage_class = info.storage_class if info.storage_class not in {"", "STANDARD"} else None
-        options = PutOptions(metadata=info.metadata, storage_class=storage_class, **content_type)
-        upload = await self._uploads.create_upload(key, options=options)
-        found: dict[int, Part] = {}
+        options = PutOptions(
+            content_type=info.content_type or DEFAULT_PUT.content_type,
+            metadata=info.metadata,
+            storage_class=info.storage_class if info.storage_class not in {"", "STANDARD"} else None,
+        )
 
-        async def copy_part(numbered: tuple[int, Range]) -> None:
-            number, span = numbered
-            found[number] = await self._store.copy_part(upload, number, source, span)
+        async def send(upload: Upload, number: int, span: Range) -> Part:
+            return await self._store.copy_part(upload, number, source, span)
 
-        try:
-            await each(list(enumerate(_cut(size), 1)), copy_part, at_once=PARTS_AT_ONCE)
-            return await self._uploads.complete_upload(upload, [found[number] for number in sorted(found)])
-        except BaseException:
-            with trio.move_on_after(_ABORT_S) as scope:
-                scope.shield = True
-                await self._uploads.abort_upload(upload)
-            raise
+        etag = await self._uploads.in_parts(key, _cut(size), send, at_once=PARTS_AT_ONCE, options=options)
+        assert etag is not None, "it was wanted all the time"
+        return etag
 
 
 def _cut(size: int) -> list[Range]:

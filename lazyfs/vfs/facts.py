@@ -187,8 +187,7 @@ class FactsOf:
 
     def _pending(self, key: str) -> Change | None:
         """What is to become of it in the bucket."""
-        change = None if self._backlog is None else self._backlog.pending.latest(key)
-        return change if change is not None and change.makes else None
+        return None if self._backlog is None else self._backlog.pending.made(key)
 
     def _being_written(self, node: Node) -> int | None:
         """How long it is now, if a program has it open and the bucket does not have all that it wrote."""

@@ -213,11 +213,9 @@ class Fetcher:
     def copied(self, source: ObjectId, copy: ObjectId) -> None:
         """The server has made `copy` of `source`: what is here of one is also the other's."""
         self._became.put(source, copy, 1)
-        while len(self._became) > MAX_BECAME:
-            self._became.pop_oldest()
+        self._became.trim(MAX_BECAME)
         self._origins.put(copy, self._origins.get(source) or source, 1)
-        while len(self._origins) > MAX_ORIGINS:
-            self._origins.pop_oldest()
+        self._origins.trim(MAX_ORIGINS)
 
     async def _bring_to_disk(self, known_as: Sequence[ObjectId], spooled: SpoolFile) -> None:
         oid, size = known_as[0], spooled.size

@@ -423,8 +423,7 @@ class Namespace:
 
     def _deny(self, parent: int, name: str, now_ns: int) -> None:
         self._negative.put((parent, name), now_ns, 1)
-        while len(self._negative) > MAX_NEGATIVE:
-            self._negative.pop_oldest()
+        self._negative.trim(MAX_NEGATIVE)
 
     # -- what the index learned -----------------------------------------------------------------------------------
 

@@ -22,11 +22,10 @@ from lazyfs.core.changes import MARK, Change, Op
 from lazyfs.core.content import content_type
 from lazyfs.core.errors import LazyfsError, NotFoundError, PreconditionFailedError
 from lazyfs.core.parts import PartSizes
-from lazyfs.core.types import ANY, Condition, Part, Range, Upload
+from lazyfs.core.types import ANY, Part, Range, Upload
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.copying import Copier
-from lazyfs.vfs.together import each
 from lazyfs.vfs.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ PARTS_AT_ONCE = 16
 """Parts of all files on their way at a time."""
 MAX_FAILING = 256
 """Changes that wait for their next attempt. While there are more, nothing new is begun."""
-_ABORT_S = 30.0
 
 
 class Uploader:
@@ -177,41 +175,27 @@ class Uploader:
             content_type=content_type(change.key),
             metadata={**self._options.metadata, **metadata, **marks},
         )
-        if change.size > self._part_sizes.size(1):
-            return await self._send_parts(change, options, condition)
-        async with self._parts, self._memory.held(change.size):
-            body = memoryview(await self._backlog.body(change, Range(0, change.size)))
-            return await self._store.put(change.key, body, options=options, condition=condition)
+        if change.size <= self._part_sizes.size(1):
+            async with self._parts, self._memory.held(change.size):
+                body = memoryview(await self._backlog.body(change, Range(0, change.size)))
+                return await self._store.put(change.key, body, options=options, condition=condition)
 
-    async def _send_parts(self, change: Change, options: PutOptions, condition: Condition) -> str | None:
-        upload = await self._uploads.create_upload(change.key, options=options)
-        try:
-            parts = await self._sent(change, upload)
-            if self._backlog.pending.is_wanted(change):
-                return await self._uploads.complete_upload(upload, parts, condition=condition)
-        except BaseException:
-            with trio.move_on_after(_ABORT_S) as scope:
-                scope.shield = True
-                await self._abort(upload)
-            raise
-        await self._abort(upload)
-        return None
+        def is_wanted() -> bool:
+            return self._backlog.pending.is_wanted(change)
 
-    async def _sent(self, change: Change, upload: Upload) -> list[Part]:
-        found: dict[int, Part] = {}
-
-        async def send(numbered: tuple[int, Range]) -> None:
-            number, span = numbered
+        async def send(upload: Upload, number: int, span: Range) -> Part | None:
             async with self._parts, self._memory.held(span.size):
-                if self._backlog.pending.is_wanted(change):
-                    body = memoryview(await self._backlog.body(change, span))
-                    found[number] = await self._uploads.upload_part(upload, number, body)
+                if not is_wanted():
+                    return None
+                body = memoryview(await self._backlog.body(change, span))
+                return await self._uploads.upload_part(upload, number, body)
 
-        await each(list(enumerate(self._part_sizes.cut(change.size), 1)), send, at_once=PARTS_AT_ONCE)
-        return [found[number] for number in sorted(found)]
-
-    async def _abort(self, upload: Upload) -> None:
-        try:
-            await self._uploads.abort_upload(upload)
-        except LazyfsError as error:
-            log.warning("upload of %r was not aborted: %s", upload.key, error)
+        return await self._uploads.in_parts(
+            change.key,
+            self._part_sizes.cut(change.size),
+            send,
+            at_once=PARTS_AT_ONCE,
+            options=options,
+            condition=condition,
+            is_wanted=is_wanted,
+        )

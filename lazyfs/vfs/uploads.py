@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
 
 from lazyfs.core.errors import LazyfsError
-from lazyfs.core.types import ANY, Buffer, Condition, Part, Upload
+from lazyfs.core.types import ANY, Buffer, Condition, Part, Range, Upload
 from lazyfs.index.database import Index
 from lazyfs.store.base import DEFAULT_PUT, PutOptions, Store
 from lazyfs.vfs.together import each
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _META = "uploads"
 _AT_ONCE = 8
+_ABORT_S = 30.0
 
 
 class Uploads:
@@ -64,6 +67,50 @@ class Uploads:
         """See Store.abort_upload. If it fails, the next mount tries again."""
         await self._store.abort_upload(upload)
         await self._over(upload)
+
+    async def in_parts(
+        self,
+        key: str,
+        spans: Sequence[Range],
+        send: Callable[[Upload, int, Range], Awaitable[Part | None]],
+        *,
+        at_once: int,
+        options: PutOptions = DEFAULT_PUT,
+        condition: Condition = ANY,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> str | None:
+        """Make `key` of parts that `send(upload, number, span)` brings, `at_once` of them at a time; its ETag. If one
+        fails, or this is cancelled, nothing stays behind; nor if it `is_wanted` no more (`send` may return None then):
+        that gives None."""
+        upload = await self.create_upload(key, options=options)
+        found: dict[int, Part] = {}
+
+        async def send_one(numbered: tuple[int, Range]) -> None:
+            number, span = numbered
+            part = await send(upload, number, span)
+            if part is not None:
+                found[number] = part
+
+        try:
+            await each(list(enumerate(spans, 1)), send_one, at_once=at_once)
+            if is_wanted():
+                return await self.complete_upload(
+                    upload, [found[number] for number in sorted(found)], condition=condition
+                )
+        except BaseException:
+            with trio.move_on_after(_ABORT_S) as scope:
+                scope.shield = True
+                await self._abort(upload)
+            raise
+        await self._abort(upload)
+        return None
+
+    async def _abort(self, upload: Upload) -> None:
+        """What fails here must not hide why it is aborted."""
+        try:
+            await self.abort_upload(upload)
+        except LazyfsError as error:
+            log.warning("upload of %r was not aborted: %s", upload.key, error)
 
     async def abort_left(self) -> None:
         """Abort what the last mount left because it was killed. What cannot be done now is left for the next one."""

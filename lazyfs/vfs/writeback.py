@@ -9,7 +9,7 @@ what was known before.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from lazyfs.cache.spool import SpoolFile
 from lazyfs.core.changes import Change, Op
@@ -60,8 +60,8 @@ class WriteBack:
         """Where the bytes of `node` are until the bucket has them; None if it has, or if they are not whole yet."""
         if not node.is_local or not self._namespace.has(node.ino):
             return None
-        change = self.backlog.pending.latest(self._namespace.key(node))
-        return change.content if change is not None and change.makes else None
+        change = self.backlog.pending.made(self._namespace.key(node))
+        return None if change is None else change.content
 
     # -- what programs do ------------------------------------------------------------------------------------------
 
@@ -131,14 +131,14 @@ class WriteBack:
             await self._namespace.remove(node)
 
         async with self.backlog.planned(apply) as plan:
-            now, latest = self._namespace.node(node.ino), self.backlog.pending.latest(key)
-            if not now.is_local or (latest is not None and latest.makes):
+            now = self._namespace.node(node.ino)
+            if not now.is_local or self.backlog.pending.made(key) is not None:
                 self.backlog.pending.delete(plan, key, Condition(etag=now.etag) if now.etag else ANY)
 
     async def rename_file(self, node: Node, parent: int, name: str, key: str) -> Node:
         """`node`, which nobody is writing, becomes `name`."""
         old = self._namespace.key(node)
-        await self.backlog.carried_out(lambda change: change.key == old and change.op is Op.COPY)
+        await self._copied(lambda: self.backlog.pending.of_key(old))
         moved: list[Node] = []
 
         async def apply(_plan: Plan) -> None:
@@ -156,7 +156,7 @@ class WriteBack:
         """Directory `node`, in which nobody is writing, becomes `name`, whose marker is `key`. `listed` lists what the
         bucket has in it."""
         old = self._namespace.key(node)
-        await self.backlog.carried_out(lambda change: change.key.startswith(old) and change.op is Op.COPY)
+        await self._copied(lambda: [change for change in self.backlog.pending if change.key.startswith(old)])
 
         async def apply(plan: Plan) -> None:
             await self._namespace.move(self._namespace.node(node.ino), parent, name, etag="")
@@ -169,18 +169,23 @@ class WriteBack:
                 there = {name: info for name, info in now.items() if info is not None}
                 self.backlog.pending.rename_below(plan, old, key, there)
 
+    async def _copied(self, among: Callable[[], Iterable[Change]]) -> None:
+        """Return when none of these is a copy that is still to be made: those cannot be renamed once more."""
+        await self.backlog.carried_out(lambda: [change for change in among() if change.op is Op.COPY])
+
     async def uploaded(self, file: OpenFile) -> None:
         """Return when the bucket has what was committed of `file`. StoreError if that fails now; it is tried again."""
         key = self._namespace.key(file.node)
-        await self.backlog.carried_out(lambda change: change.key == key)
+        await self.backlog.carried_out(lambda: self.backlog.pending.of_key(key))
 
     # -- what the uploader tells -----------------------------------------------------------------------------------
 
     def metadata(self, change: Change) -> Mapping[str, str]:
         """What the object of `change`, which is not over, is to say now."""
-        latest = self.backlog.pending.latest(change.key)
-        is_latest = latest is not None and latest.number == change.number
-        return self._modes.current(self.backlog.pending.current(change), self._node(change.key) if is_latest else None)
+        pending = self.backlog.pending
+        return self._modes.current(
+            pending.current(change), self._node(change.key) if pending.is_latest(change) else None
+        )
 
     async def restate(self, change: Change, etag: str, sent: Mapping[str, str], wanted: Mapping[str, str]) -> None:
         """`change` is in the bucket with metadata `sent`; what was set since is told it too."""

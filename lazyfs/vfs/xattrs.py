@@ -124,8 +124,7 @@ class Xattrs:
     def _remember(self, node: Node, metadata: Mapping[str, str]) -> Mapping[str, str]:
         until_ns = self._clock_ns() + round(self._namespace.lease_s(node) * 1e9)
         self._told.put(node.ino, (node.etag, until_ns, metadata), 1)
-        while len(self._told) > MAX_TOLD:
-            self._told.pop_oldest()
+        self._told.trim(MAX_TOLD)
         return metadata
 
     async def _change(self, ino: int, changes: Mapping[str, str | None]) -> None:
