@@ -9,7 +9,8 @@ import click
 
 from lazyfs.cli.output import Troubles, echo_json
 from lazyfs.cli.places import Place, locate, shown
-from lazyfs.cli.waiting import View, polls
+from lazyfs.cli.progress import View
+from lazyfs.cli.waiting import polls
 from lazyfs.control import registry
 from lazyfs.core.errors import StartupError
 from lazyfs.core.units import format_size, parse_duration

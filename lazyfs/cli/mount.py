@@ -14,7 +14,7 @@ from lazyfs.cli.logs import configure_logging
 from lazyfs.cli.notify import notify
 from lazyfs.cli.options import HEADINGS, GroupedCommand, by_name, declared_options
 from lazyfs.cli.preflight import preflight
-from lazyfs.cli.progress import ImportView, Tell, describe
+from lazyfs.cli.progress import Tell, View, describe, import_view, tell_import
 from lazyfs.config import Config, load
 from lazyfs.core.units import format_size
 
@@ -74,23 +74,23 @@ def start(config: Config, *, say: Callable[[str], None]) -> None:
     """Mount, and `say` what is mounted; returns when the mount answers, or in the foreground when it is unmounted."""
     preflight(config)
     if config.mount.foreground:
-        with ImportView(may_draw=config.log.file is not None) as view:
+        with import_view(may_draw=config.log.file is not None) as view:
             _run(config, lambda: _say_ready(view, config, say), lambda progress: _tell(view, progress))
         return
     assert config.log.file is not None, "a default of the background"
-    with ImportView() as view:
-        daemonise(partial(_run, config), log_file=config.log.file, on_progress=view.tell)
+    with import_view() as view:
+        daemonise(partial(_run, config), log_file=config.log.file, on_progress=partial(tell_import, view))
     say(_mounted(config))
 
 
-def _say_ready(view: ImportView, config: Config, say: Callable[[str], None]) -> None:
+def _say_ready(view: View, config: Config, say: Callable[[str], None]) -> None:
     view.close()
     say(_mounted(config))
     notify("READY=1", f"STATUS={_mounted(config)}")
 
 
-def _tell(view: ImportView, progress: dict[str, Any]) -> None:
-    view.tell(progress)
+def _tell(view: View, progress: dict[str, Any]) -> None:
+    tell_import(view, progress)
     notify(f"EXTEND_TIMEOUT_USEC={PATIENCE_US}", f"STATUS=importing: {describe(progress)}")
 
 

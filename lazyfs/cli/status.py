@@ -18,6 +18,8 @@ from lazyfs.control.client import call
 from lazyfs.control.registry import Registration
 from lazyfs.core.errors import ControlError
 
+ANSWER_S = 10.0
+
 
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
@@ -37,9 +39,9 @@ def status(paths: tuple[str, ...], recursive: bool, as_json: bool) -> int:
         if registration is None:
             inside.append(path)
         else:
-            reports.append(_report(registration))
+            reports.append(report_of(registration))
     if not paths:
-        reports = [_report(registration) for registration in registry.all_mounts()]
+        reports = [report_of(registration) for registration in registry.all_mounts()]
     files = troubles.each(inside, lambda path: states(path, recursive=recursive, plain=not as_json))
     if as_json:
         echo_json(itertools.chain(map(_standard, reports), files))
@@ -64,12 +66,12 @@ def _standard(value: Any) -> Any:
     return "indefinite" if value == math.inf else value
 
 
-def _report(registration: Registration) -> dict[str, Any]:
+def report_of(registration: Registration, *, timeout_s: float = ANSWER_S) -> dict[str, Any]:
     """The daemon's own words, with `state` added: mounted, dead (no process) or silent (no answer)."""
     known = {"mountpoint": registration.mountpoint, "bucket": registration.bucket, "pid": registration.pid}
     if not registration.is_alive:
         return {**known, "state": "dead"}
     try:
-        return {"state": "mounted", **known, **call(registration.socket, "status")}
+        return {"state": "mounted", **known, **call(registration.socket, "status", timeout_s=timeout_s)}
     except ControlError as error:
         return {**known, "state": "silent", "error": str(error)}

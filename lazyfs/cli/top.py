@@ -19,10 +19,9 @@ import click
 
 from lazyfs.cli.frames import Rates, rows, title
 from lazyfs.cli.mounts import resolve_mountpoint
+from lazyfs.cli.status import report_of
 from lazyfs.control import registry
-from lazyfs.control.client import call
-from lazyfs.control.registry import Registration
-from lazyfs.core.errors import ControlError, StartupError, UsageError
+from lazyfs.core.errors import StartupError, UsageError
 from lazyfs.core.units import parse_duration
 
 if TYPE_CHECKING:
@@ -78,23 +77,13 @@ def _look(mountpoint: str | None, seen: dict[str, _Seen]) -> None:
     for path in set(seen) - {registration.mountpoint for registration in registrations}:
         del seen[path]
     for registration in registrations:
-        now = _status(registration)
+        now = report_of(registration, timeout_s=ANSWER_S)
         one = seen.setdefault(registration.mountpoint, _Seen(now))
         if one.now is not now:
             one.before = one.now if one.now["state"] == "mounted" else None
             one.now = now
             if now["state"] == "mounted":
                 one.history.append(Rates(one.before, now).read())
-
-
-def _status(registration: Registration) -> dict[str, Any]:
-    known = {"mountpoint": registration.mountpoint, "bucket": registration.bucket, "pid": registration.pid}
-    if not registration.is_alive:
-        return {**known, "state": "dead"}
-    try:
-        return {"state": "mounted", **known, **call(registration.socket, "status", timeout_s=ANSWER_S)}
-    except ControlError as error:
-        return {**known, "state": "silent", "error": str(error)}
 
 
 def _print(seen: dict[str, _Seen]) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from lazyfs.cli.progress import View
 from lazyfs.control.client import call
 from lazyfs.control.registry import Registration
 from lazyfs.core.units import format_duration, format_size
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-EVERY_S = 5.0
-"""Between two plain lines."""
 _FIRST_POLL_S, _POLL_S = 0.05, 1.0
 
 
@@ -61,43 +56,3 @@ def describe(told: dict[str, Any]) -> str:
 def _of(progress: dict[str, Any], name: str) -> str:
     total = progress.get(f"total_{name}")
     return "" if total is None else f" of {total:,}"
-
-
-class View:
-    """Shows on standard error what `tell` is told."""
-
-    def __init__(self) -> None:
-        self._draws = sys.stderr.isatty()
-        self._bar: Progress | None = None
-        self._next_s = time.monotonic() + EVERY_S
-
-    def __enter__(self) -> View:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def tell(self, text: str, *, done: float | None = None, total: float | None = None) -> None:
-        """It is so far now."""
-        if self._draws:
-            if self._bar is None:
-                self._bar = _moving_line()
-                self._bar.start()
-                self._bar.add_task("", total=None)
-            self._bar.update(self._bar.task_ids[0], description=text, completed=done or 0, total=total)
-        elif time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + EVERY_S
-            click.echo(text, err=True)
-
-    def close(self) -> None:
-        """Take the moving line away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-def _moving_line() -> Progress:
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
-
-    return Progress(BarColumn(20), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)

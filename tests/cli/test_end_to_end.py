@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fuse.mounts import Watchdog, environment, is_mounted, lazyfs
+from tests.fuse.mounts import environment, lazyfs, nothing_left
 from tests.servers import Server, free_port
 
 
@@ -36,12 +36,8 @@ def shell(server: Server, tmp_path: Path) -> Iterator[Shell]:
     if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("real mounts are tested as root with /dev/fuse")
     shell = Shell(server, tmp_path)
-    watchdog = Watchdog(shell.path, 60)
-    yield shell
-    watchdog.stop()
-    left = is_mounted(shell.path)
-    watchdog.end()
-    assert not left, "something was left mounted"
+    with nothing_left(shell.path):
+        yield shell
     assert not processes_of(shell.path), "a process was left behind"
 
 

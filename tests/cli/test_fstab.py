@@ -17,7 +17,7 @@ import pytest
 from lazyfs.cli.fstab import Call, parse
 from lazyfs.cli.notify import notify
 from lazyfs.core.errors import UsageError
-from tests.fuse.mounts import DEAD, ROOT, Watchdog, environment, is_mounted, is_running, lazyfs, until
+from tests.fuse.mounts import DEAD, ROOT, environment, is_mounted, is_running, lazyfs, nothing_left, until
 from tests.servers import Server
 
 UNIT = ROOT / "examples" / "lazyfs@.service"
@@ -79,12 +79,8 @@ def machine(server: Server, tmp_path: Path) -> Iterator[Machine]:
     if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("real mounts are tested as root with /dev/fuse")
     machine = Machine(server, tmp_path)
-    watchdog = Watchdog(machine.path, 60)
-    yield machine
-    watchdog.stop()
-    left = is_mounted(machine.path)
-    watchdog.end()
-    assert not left, "something was left mounted"
+    with nothing_left(machine.path):
+        yield machine
 
 
 def test_a_line_of_fstab_mounts_and_does_so_once(machine: Machine, bucket: str) -> None:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.cli import waiting
+from lazyfs.cli import progress as progress_module
 from lazyfs.cli.mounts import MountEntry
 from lazyfs.cli.output import Troubles, echo_json
 from lazyfs.cli.places import mount_of, shown
-from lazyfs.cli.waiting import View, describe
+from lazyfs.cli.progress import View
+from lazyfs.cli.waiting import describe
 from lazyfs.core.errors import StartupError
 
 PATHS = st.lists(st.sampled_from("ab"), max_size=4).map(lambda names: Path("/", *names))
@@ -71,10 +72,10 @@ def test_how_far_a_task_is() -> None:
 
 
 def test_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(waiting, "EVERY_S", 0)
+    monkeypatch.setattr(progress_module, "EVERY_S", 0)
     with View() as view:
         view.tell("some", done=1, total=2)
-    monkeypatch.setattr(waiting, "EVERY_S", 100)
+    monkeypatch.setattr(progress_module, "EVERY_S", 100)
     with View() as view:
         view.tell("more")
     assert capsys.readouterr().err == "some\n"

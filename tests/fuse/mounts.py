@@ -161,6 +161,17 @@ class Watchdog:
         self._timer.cancel()
 
 
+@contextlib.contextmanager
+def nothing_left(path: Path, time_limit_s: float = TIME_LIMIT_S) -> Iterator[None]:
+    """For the body of the ``with``, which mounts on `path` as it likes, and unmounts."""
+    watchdog = Watchdog(path, time_limit_s)
+    yield
+    watchdog.stop()
+    left = is_mounted(path)
+    watchdog.end()
+    assert not left, "something was left mounted"
+
+
 # -- a mount --------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import trio
 
@@ -327,6 +327,26 @@ async def mounted(
         yield mount
         await mount.settle()
         nursery.cancel_scope.cancel()
+
+
+Mounting: TypeAlias = Callable[..., contextlib.AbstractAsyncContextManager[Mount]]
+
+
+def mounting(store: SmallPages, clock: Clock, directory: Path, **defaults: Any) -> Mounting:
+    """What mounts `store`, refreshed and with its requests forgotten; when a mount ends its gauges are zero, and the
+    bucket has no upload left."""
+
+    @contextlib.asynccontextmanager
+    async def opened(**options: Any) -> AsyncIterator[Mount]:
+        async with mounted(store, directory / "index.db", clock=clock, **{**defaults, **options}) as m:
+            await m.namespace.refresh()
+            store.requests.clear()
+            yield m
+            await m.settle()
+            assert not any(m.gauges().values()), m.gauges()
+            assert store._uploads == {}
+
+    return opened
 
 
 def _no_warning(message: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,9 @@ from lazyfs.core.errors import (
 from lazyfs.core.types import ROOT_INO, Capabilities, Changes, Kind, Range
 from lazyfs.vfs import directories
 from lazyfs.vfs.lost import LOST
-from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
+from tests.vfs.building import Clock, Knobs, Mount, Mounting, SmallPages, mounted, mounting
 
 PART = Knobs().part
-Mounting = Callable[..., AbstractAsyncContextManager[Mount]]
 
 
 @pytest.fixture
@@ -54,19 +52,7 @@ def store(clock: Clock) -> SmallPages:
 
 @pytest.fixture
 def mount(store: SmallPages, clock: Clock, tmp_path: Path) -> Mounting:
-    """A mount whose gauges are zero, and whose bucket has no upload left, when its test is over."""
-
-    @asynccontextmanager
-    async def opened(**options: Any) -> AsyncIterator[Mount]:
-        async with mounted(store, tmp_path / "index.db", clock=clock, **options) as opened:
-            await opened.namespace.refresh()
-            store.requests.clear()
-            yield opened
-            await opened.settle()
-            assert not any(opened.gauges().values()), opened.gauges()
-            assert store._uploads == {}
-
-    return opened
+    return mounting(store, clock, tmp_path)
 
 
 def asked(store: SmallPages) -> list[tuple[str, str]]:

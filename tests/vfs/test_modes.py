@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import stat
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,11 +22,10 @@ from lazyfs.core.errors import (
 from lazyfs.core.posix import Posix, from_metadata
 from lazyfs.core.types import ROOT_INO, Attributes, Changes, Kind, Range
 from lazyfs.vfs import modes
-from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
+from tests.vfs.building import Clock, Knobs, Mount, Mounting, SmallPages, mounted, mounting
 
 PART = Knobs().part
 MADE = Posix(mode=0o640, uid=7, gid=8)
-Mounting = Callable[..., AbstractAsyncContextManager[Mount]]
 
 
 @pytest.fixture
@@ -45,16 +40,7 @@ def store(clock: Clock) -> SmallPages:
 
 @pytest.fixture
 def mount(store: SmallPages, clock: Clock, tmp_path: Path) -> Mounting:
-    @contextlib.asynccontextmanager
-    async def opened(**options: Any) -> AsyncIterator[Mount]:
-        async with mounted(store, tmp_path / "index.db", clock=clock, **options) as m:
-            await m.namespace.refresh()
-            store.requests.clear()
-            yield m
-            await m.settle()
-            assert not any(m.gauges().values()), m.gauges()
-
-    return opened
+    return mounting(store, clock, tmp_path)
 
 
 def looks(attributes: Attributes) -> tuple[int, int, int]:

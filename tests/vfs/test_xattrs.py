@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,10 +16,9 @@ from lazyfs.core.errors import (
 )
 from lazyfs.core.types import ROOT_INO, Changes
 from lazyfs.vfs import xattrs
-from tests.vfs.building import Clock, Knobs, Mount, SmallPages, mounted
+from tests.vfs.building import Clock, Knobs, Mount, Mounting, SmallPages, mounting
 
 PART = Knobs().part
-Mounting = Callable[..., AbstractAsyncContextManager[Mount]]
 
 
 @pytest.fixture
@@ -38,16 +33,7 @@ def store(clock: Clock) -> SmallPages:
 
 @pytest.fixture
 def mount(store: SmallPages, clock: Clock, tmp_path: Path) -> Mounting:
-    @contextlib.asynccontextmanager
-    async def opened(**options: Any) -> AsyncIterator[Mount]:
-        async with mounted(store, tmp_path / "index.db", clock=clock, xattrs=True, **options) as m:
-            await m.namespace.refresh()
-            store.requests.clear()
-            yield m
-            await m.settle()
-            assert not any(m.gauges().values()), m.gauges()
-
-    return opened
+    return mounting(store, clock, tmp_path, xattrs=True)
 
 
 def extra(store: SmallPages, key: str) -> dict[str, str]:
