@@ -43,7 +43,7 @@ ANSWER: dict[str, Any] = {
 
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "call", lambda path, verb: ANSWER)
+    monkeypatch.setattr(module, "call", lambda path, verb, **_: ANSWER)
 
 
 def died(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_a_dead_daemon_is_shown(
 def test_a_silent_daemon_is_shown(
     mountpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def call(path: Path, verb: str) -> dict[str, Any]:
+    def call(path: Path, verb: str, **_: Any) -> dict[str, Any]:
         raise ControlError("the daemon does not answer in time")
 
     registry.register(mountpoint, bucket="b")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lazyfs.cli import top as module
+from lazyfs.cli import status as module
 from lazyfs.cli.frames import rows, sparkline, title
 from lazyfs.cli.main import run
 from lazyfs.control import registry
