@@ -370,6 +370,7 @@ def main() -> None:
             for number in range(options.rounds):
                 for endpoint in (place for place in places if place.name in (*options.endpoints, "given")):
                     _round(run, arms, endpoint, bucket, options.arms, number)
+                    report.save(Path(options.out))
         report.write(Path(options.out))
     sys.exit(1 if report.wrong else 0)
 

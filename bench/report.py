@@ -82,12 +82,15 @@ class Report:
 
     def write(self, out: Path) -> None:
         """Print the tables; leave results.json, results.md and results.png in `out`."""
-        out.mkdir(parents=True, exist_ok=True)
-        text = self.markdown()
-        print(text)
-        (out / "results.md").write_text(text)
-        (out / "results.json").write_text(json.dumps(self._facts(), indent=1))
+        self.save(out)
+        print(self.markdown())
         self._plot(out / "results.png")
+
+    def save(self, out: Path) -> None:
+        """Leave what is known by now as results.json and results.md in `out`: a run may be cut short."""
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.md").write_text(self.markdown())
+        (out / "results.json").write_text(json.dumps(self._facts(), indent=1))
 
     def _facts(self) -> dict[str, object]:
         return {

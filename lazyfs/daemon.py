@@ -137,7 +137,7 @@ async def _running(
         backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
         store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
         journal, uploads = Journal(index), Uploads(store=store, index=index)
-        copier = Copier(store=store, uploads=uploads)
+        copier = Copier(store=store, uploads=uploads, renames=_settings(config).is_directory_bucket)
         if not config.mount.read_only:
             await journal.finish(store, copier)
             await uploads.abort_left()

@@ -65,7 +65,7 @@ def running_gateway(directory: Path) -> Iterator[Gateway]:
     meta = f"sqlite3://{directory}/meta.db"
     storage = ("--storage", "file", "--bucket", f"{directory}/data/")
     made = subprocess.run(  # noqa: S603 - our own program and words
-        (juicefs, "format", *storage, meta, "lazyfs"),
+        (juicefs, "format", *storage, "--trash-days", "0", meta, "lazyfs"),  # what is deleted gives its room back
         env=environment,
         cwd=directory,
         capture_output=True,

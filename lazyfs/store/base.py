@@ -119,6 +119,14 @@ class Store(Protocol):
         one request, and as much as the server copies before the request times out: see `copy_part`."""
         ...
 
+    async def rename(self, source: ObjectId, key: str, *, token: str) -> str:
+        """Give this version the key `key` in one step, replacing what is there; its ETag there.
+
+        Only directory buckets can: NotSupportedByStoreError elsewhere. `token` is the same in every attempt at one
+        rename: repeating it is no error. PreconditionFailedError, NotFoundError: as for `copy`.
+        """
+        ...
+
     async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
         """Change user metadata of this version, None takes a key away; its ETag afterwards, which may be another.
 

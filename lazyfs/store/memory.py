@@ -21,6 +21,7 @@ import trio
 from lazyfs.core.errors import (
     NoSuchUploadError,
     NotFoundError,
+    NotSupportedByStoreError,
     PreconditionFailedError,
     StoreError,
     TruncatedError,
@@ -78,6 +79,7 @@ class MemoryStore:
     clock          nanoseconds since the epoch; kept to whole seconds, as S3 does
     min_part_size  a shorter part that is not the last fails the completion, as S3 does; tests may lower it
     capabilities   what is honoured; `conditional_put=False` ignores conditions silently, as some endpoints do
+    renames        as a directory bucket does
     hook           called as hook("before" | "after", verb, key) around each call; what it raises is the call's answer
     """
 
@@ -87,6 +89,7 @@ class MemoryStore:
         clock: Callable[[], int] = time.time_ns,
         min_part_size: int = MIN_PART_SIZE,
         capabilities: Capabilities | None = None,
+        renames: bool = False,
         hook: Callable[[str, str, str], None] | None = None,
     ) -> None:
         self.requests: list[Request] = []
@@ -97,6 +100,9 @@ class MemoryStore:
         self._objects: dict[str, _Stored] = {}
         self._keys: list[str] = []  # sorted; code points sort as UTF-8 bytes do
         self._uploads: dict[str, _Pending] = {}
+        self.renames = renames
+        self._renamed: set[str] = set()
+        """Tokens of what was done."""
         self._numbers = itertools.count(1)
 
     # -- for tests: the same without waiting and without a log -----------------------------------------------
@@ -272,6 +278,21 @@ class MemoryStore:
         self._write(key, stored.body, etag, _options_of(stored))
         self._end("copy", key)
         return etag
+
+    async def rename(self, source: ObjectId, key: str, *, token: str) -> str:
+        """See Store.rename. Metadata and ETag stay."""
+        await self._begin("rename", key)
+        if not self.renames:
+            raise NotSupportedByStoreError(f"rename {source.key!r}: this store cannot")
+        if token not in self._renamed:
+            stored = self._stored(source.key)
+            if stored.etag != source.etag:
+                raise PreconditionFailedError(f"rename {source.key!r}: the object is another version now")
+            self.delete_now(source.key)
+            self._write(key, stored.body, stored.etag, _options_of(stored))
+            self._renamed.add(token)
+        self._end("rename", key)
+        return self._stored(key).etag
 
     async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
         """See Store.set_metadata. As with a copy, the ETag is a plain one afterwards."""

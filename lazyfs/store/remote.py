@@ -137,6 +137,12 @@ class S3Store:
         self._stats.add("s3.requests.copy")
         return await self._control.copy(source, key)
 
+    async def rename(self, source: ObjectId, key: str, *, token: str) -> str:
+        """See Store.rename."""
+        self._stats.add("s3.requests.rename")
+        self._stats.add("s3.requests.head")
+        return await self._control.rename(source, key, token=token)
+
     async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
         """See Store.set_metadata."""
         self._stats.add("s3.requests.head")

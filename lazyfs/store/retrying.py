@@ -139,6 +139,10 @@ class Retrying:
         """See Store.copy."""
         return await self._retry(lambda: self._inner.copy(source, key))
 
+    async def rename(self, source: ObjectId, key: str, *, token: str) -> str:
+        """See Store.rename. The server knows a repeated token, so a lost answer is given again."""
+        return await self._retry(lambda: self._inner.rename(source, key, token=token))
+
     async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
         """See Store.set_metadata. If the ETag changes and the answer is lost, it is refused as another version: nobody
         can tell that from somebody else's."""

@@ -1,4 +1,4 @@
-"""Copies by the server: one request for what is small, parts for what is not.
+"""Copies and renames by the server: one request for what is small, parts for what is not.
 
 Promises that a copy of any size ends: a single request would be silent for as long as the server takes, until it times
 out, and S3 takes no more than 5 GB in one. What a copy in parts says of itself besides mode, owner and the like is its
@@ -6,6 +6,8 @@ content type and storage class; other headers are lost.
 """
 
 from __future__ import annotations
+
+from uuid import uuid4
 
 from lazyfs.core.parts import MAX_PARTS
 from lazyfs.core.types import ObjectId, Part, Range, Upload
@@ -19,11 +21,23 @@ PARTS_AT_ONCE = 8
 
 
 class Copier:
-    """Copies objects of `store`; what it begins is remembered by `uploads`."""
+    """Copies objects of `store`; what it begins is remembered by `uploads`. `renames`: it has RenameObject."""
 
-    def __init__(self, *, store: Store, uploads: Uploads) -> None:
+    def __init__(self, *, store: Store, uploads: Uploads, renames: bool = False) -> None:
         self._store = store
         self._uploads = uploads
+        self._renames = renames
+
+    async def move(self, source: ObjectId, key: str, size: int) -> str:
+        """Give this version the key `key`; its ETag there. Errors as of `copy`, or of deleting what was copied.
+
+        In one step and without a copy where the bucket can, else a copy and then a delete.
+        """
+        if self._renames:
+            return await self._store.rename(source, key, token=uuid4().hex)
+        etag = await self.copy(source, key, size)
+        await self._store.delete(source.key)
+        return etag
 
     async def copy(self, source: ObjectId, key: str, size: int) -> str:
         """Copy this version, which has `size` bytes, metadata included, to `key`; the new ETag. NotFoundError,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import trio
@@ -154,8 +154,8 @@ class Renamer:
             if self._write_back is not None:
                 moved = await self._write_back.rename_file(node, parent, name, key)
             else:
-                etag = await self._copy(ObjectId(self._namespace.key(node), node.etag), key, node.size, node)
-                await self._store.delete(self._namespace.key(node))
+                source = ObjectId(self._namespace.key(node), node.etag)
+                etag = await self._known(self._copier.move(source, key, node.size), source, key, node)
                 moved = await self._namespace.move(node, parent, name, etag=etag)
             if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
                 replaced.deleted = True
@@ -164,9 +164,10 @@ class Renamer:
             file.node = moved
             self._follow(file, key, moved.etag)
 
-    async def _copy(self, source: ObjectId, key: str, size: int, node: Node) -> str:
+    async def _known(self, copying: Awaitable[str], source: ObjectId, key: str, node: Node) -> str:
+        """The ETag that `copying` of `source` to `key` gives, whose bytes are as resident as those of `source`."""
         try:
-            etag = await self._copier.copy(source, key, size)
+            etag = await copying
         except (PreconditionFailedError, NotFoundError) as error:
             self._namespace.expire(node.parent, node.name)
             raise StaleError(f"{source.key!r} was replaced or deleted in the bucket meanwhile") from error
@@ -232,7 +233,7 @@ class Renamer:
             with contextlib.suppress(NotFoundError):
                 await _put_marker(self._store, info.key, key)
             return info.etag
-        return await self._copy(info.oid, key, info.size, directory)
+        return await self._known(self._copier.copy(info.oid, key, info.size), info.oid, key, directory)
 
     def _files_below(self, prefix: str) -> list[OpenFile]:
         found = []

@@ -18,6 +18,7 @@ import pytest
 from lazyfs.core.errors import (
     NoSuchUploadError,
     NotFoundError,
+    NotSupportedByStoreError,
     PreconditionFailedError,
     StoreError,
 )
@@ -388,6 +389,13 @@ class StoreContract:
             await store.put("k", b"new")
             with subject.limit("copy-if-match"), pytest.raises(PreconditionFailedError):
                 await store.copy(old, "copied")
+
+    async def test_a_bucket_that_is_no_directory_bucket_does_not_rename(self, subject: Subject) -> None:
+        async with subject.open() as store:
+            oid = ObjectId("from", await store.put("from", DATA))
+            with pytest.raises(NotSupportedByStoreError):
+                await store.rename(oid, "to", token="0")
+            assert (await store.head("from")).etag == oid.etag
 
     async def test_metadata_of_an_object_is_changed(self, subject: Subject) -> None:
         async with subject.open() as store:

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from lazyfs.core.errors import NotFoundError, PreconditionFailedError
 from lazyfs.core.stats import Stats
+from lazyfs.core.types import ObjectId
 from lazyfs.store.base import Store
 from lazyfs.store.memory import MemoryStore
 from lazyfs.store.remote import open_s3_store
@@ -24,6 +26,18 @@ class TestMemoryStore(StoreContract):
             yield MemoryStore()
 
         return Subject(open_store)
+
+    async def test_a_directory_bucket_renames_in_one_step(self) -> None:
+        store = MemoryStore(renames=True)
+        oid = store.put_now("from", b"bytes", metadata={"a": "b"}).oid
+        store.put_now("to", b"in the way")
+        assert await store.rename(oid, "to", token="1") == oid.etag
+        assert await store.rename(oid, "to", token="1") == oid.etag, "an answer that was lost"
+        assert (store.keys(), store.body("to"), (await store.head("to")).metadata) == (["to"], b"bytes", {"a": "b"})
+        with pytest.raises(NotFoundError):
+            await store.rename(oid, "elsewhere", token="2")
+        with pytest.raises(PreconditionFailedError):
+            await store.rename(ObjectId("to", "0" * 32), "elsewhere", token="3")
 
 
 class TestS3Store(StoreContract):

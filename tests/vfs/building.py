@@ -228,7 +228,7 @@ async def mounted(
         stack.callback(index.close)
         await index.remove_local()
         journal, uploads = Journal(index), Uploads(store=store, index=index)
-        copier = Copier(store=store, uploads=uploads)
+        copier = Copier(store=store, uploads=uploads, renames=isinstance(store, MemoryStore) and store.renames)
         await journal.finish(store, copier)
         changes = None
         if write_back is not None:

@@ -25,8 +25,8 @@ class Script:
 class ScriptedStore(MemoryStore):
     """A MemoryStore that obeys a script. `calls` counts by verb, `now` and `peak` are the calls at once of each."""
 
-    def __init__(self, *, min_part_size: int = 1) -> None:
-        super().__init__(min_part_size=min_part_size, clock=lambda: 1_700_000_000 * 10**9)
+    def __init__(self, *, min_part_size: int = 1, renames: bool = False) -> None:
+        super().__init__(min_part_size=min_part_size, renames=renames, clock=lambda: 1_700_000_000 * 10**9)
         self.calls: Counter[str] = Counter()
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()

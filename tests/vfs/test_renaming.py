@@ -23,6 +23,7 @@ from lazyfs.core.errors import (
     NotDirectoryError,
     NotEmptyError,
     NotPermittedError,
+    StaleError,
     ThrottledError,
     UnreachableError,
     UsageError,
@@ -118,6 +119,25 @@ def test_whatever_is_renamed_is_where_a_local_file_system_would_have_it(
 
     with TemporaryDirectory(dir="/dev/shm") as directory:
         trio.run(main, Path(directory))
+
+
+async def test_a_file_of_a_directory_bucket_is_renamed_in_one_step(tmp_path: Path) -> None:
+    store = ScriptedStore(renames=True)
+    store.put_now("from", b"bytes")
+    store.put_now("to", b"in the way")
+    async with mount(store, tmp_path) as m:
+        assert await m.read("from") == b"bytes"
+        store.requests.clear()
+        await rename(m, "from", "to")
+        assert [request.verb for request in store.requests] == ["rename"]
+        assert await m.read("to") == b"bytes"
+        assert [request.verb for request in store.requests] == ["rename"], "what was resident is resident"
+        store.put_now("theirs", b"1")
+        await m.namespace.refresh()
+        store.put_now("theirs", b"2")
+        with pytest.raises(StaleError):
+            await rename(m, "theirs", "ours")
+    assert bucket(store) == {"to": b"bytes", "theirs": b"2"}
 
 
 async def test_a_checkpoint_is_published_as_the_hf_trainer_does_it(tmp_path: Path) -> None:
