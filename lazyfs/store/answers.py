@@ -1,6 +1,6 @@
 """The one place that says what an endpoint's answer means.
 
-Pure: HTTP status and S3 error code in, one of `core.errors` out. `s3`, `bulk` and `listing` bring what their SDK
+Pure: HTTP status and S3 error code in, one of `core.errors` out. `s3`, `bulk` and `wire` bring what their SDK
 knows and raise what this returns. Messages are one line, name the key, and hold nothing but what the server said
 in <Code> and <Message>: never an URL, because presigned ones carry a signature.
 """
@@ -21,6 +21,7 @@ from lazyfs.core.errors import (
     TransientStoreError,
     UnreachableError,
 )
+from lazyfs.core.types import Condition
 
 # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html; SlowDownRead and SlowDownWrite: MinIO
 _BY_CODE: dict[str, type[StoreError]] = {
@@ -120,3 +121,17 @@ def timed_out(what: str) -> StoreError:
 def one_line(text: str) -> str:
     """`text` without line breaks, cut to what a log line can bear."""
     return " ".join(text.split())[:_MAX_MESSAGE]
+
+
+class absent_is_not_this_version:  # noqa: N801 - reads as a sentence
+    """S3 answers an If-Match write to a missing key with 404; the contract has one word for a lost race."""
+
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, NotFoundError) and self._condition.etag is not None:
+            raise PreconditionFailedError(str(error)) from None

@@ -1,27 +1,24 @@
 """LIST, parsed by ourselves: a URL that boto3 signed, fetched by urllib3, read by lxml.
 
 Many times cheaper than the SDK's parser, and it takes every key that S3 allows: obstore's listing fails whole on
-one key with `//` or a control character. The parser is closed: no entities, no DTD, no network, no huge trees.
+one key with `//` or a control character.
 """
 
 from __future__ import annotations
 
 import datetime
 import functools
-import urllib.request
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 import trio
-import urllib3
 from lxml import etree
 
-from lazyfs.core.errors import StoreError, TransientStoreError, TruncatedError
+from lazyfs.core.errors import TransientStoreError
 from lazyfs.core.types import ListPage, ObjectInfo
-from lazyfs.store.answers import store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
-from lazyfs.store.settings import S3Settings
+from lazyfs.store.wire import Wire, local_name, parse_error, parser
 
 _NS = 1_000_000_000
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -32,11 +29,10 @@ _MAX_PAGE = 1000
 class Lister:
     """Lists pages. Needs a ControlPlane only for its signature."""
 
-    def __init__(self, settings: S3Settings, control: ControlPlane, *, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, control: ControlPlane, wire: Wire, *, limiter: trio.CapacityLimiter) -> None:
         self._control = control
         self._limiter = limiter
-        self._timeout = urllib3.Timeout(connect=settings.connect_timeout_s, read=settings.read_timeout_s)
-        self._pool = _make_pool(control, settings.max_connections)
+        self._wire = wire
 
     async def list_page(
         self,
@@ -60,67 +56,18 @@ class Lister:
         fetch = functools.partial(self._fetch, params, f"LIST {prefix!r}")
         return await trio.to_thread.run_sync(fetch, abandon_on_cancel=True, limiter=self._limiter)
 
-    def close(self) -> None:
-        """Let go of connections."""
-        self._pool.clear()
-
     def _fetch(self, params: dict[str, Any], what: str) -> ListPage:
         url = self._control.presigned_list_url(params)
-        headers = self._control.signed_headers
-        try:
-            answer = self._pool.request(
-                "GET", url, headers=headers, timeout=self._timeout, retries=False, redirect=False
-            )
-        except urllib3.exceptions.HTTPError as error:
-            raise translate(error, what) from None
-        if answer.status != 200:
-            raise parse_error(answer.status, answer.data, what, answer.headers.get("x-amz-bucket-region", ""))
-        return parse_page(answer.data, what)
-
-
-def _make_pool(control: ControlPlane, max_connections: int) -> urllib3.PoolManager:
-    """A pool that goes through the proxy and trusts the certificates that the environment names, as boto3 does."""
-    parts = urlsplit(control.endpoint_url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    options: dict[str, Any] = {"maxsize": max_connections, "block": False}
-    if control.ca_bundle:
-        options["ca_certs"] = control.ca_bundle
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        return urllib3.ProxyManager(proxy, **options)
-    return urllib3.PoolManager(**options)
-
-
-def translate(error: Exception, what: str) -> StoreError:
-    """Our error for one of urllib3's, whose own texts hold the signed URL and are never repeated."""
-    match error:
-        case urllib3.exceptions.NewConnectionError():
-            return unreachable(what, f"no connection ({str(error).rpartition(': ')[2]})")
-        case urllib3.exceptions.TimeoutError():
-            return timed_out(what)
-        case urllib3.exceptions.IncompleteRead():
-            return TruncatedError(f"{what}: the connection broke while the answer was read")
-    return unreachable(what, f"no connection ({type(error).__name__})")
-
-
-def parse_error(status: int, body: bytes, what: str, region: str = "") -> StoreError:
-    """The error that an XML error body means; bodies that are something else count by their status alone."""
-    fields: dict[str, str] = {}
-    try:
-        root = etree.fromstring(body, _parser())
-        fields = {_local(child): child.text or "" for child in root.iterchildren(tag=etree.Element)}
-    except (etree.XMLSyntaxError, ValueError):
-        pass
-    region = region or fields.get("Region", "")
-    return store_error(status, fields.get("Code", ""), fields.get("Message", ""), what, region=region)
+        return parse_page(self._wire.send("GET", url, headers=self._control.signed_headers, what=what).data, what)
 
 
 def parse_page(body: bytes, what: str) -> ListPage:
     """The page in a ListBucketResult. TransientStoreError if it is none: a proxy's page, or half of an answer."""
     try:
-        root = etree.fromstring(body, _parser())
-        if _local(root) == "Error":  # S3 may begin with 200 and fail later
+        root = etree.fromstring(body, parser())
+        if local_name(root) == "Error":  # S3 may begin with 200 and fail later
             raise parse_error(500, body, what)
-        if _local(root) == "ListBucketResult":
+        if local_name(root) == "ListBucketResult":
             return _read_page(root)
     except (etree.XMLSyntaxError, ValueError, KeyError):
         pass
@@ -183,7 +130,7 @@ def _rows(root: Any, paths: _Paths) -> Iterator[tuple[str, ...]]:
         yield from zip(*columns, strict=True)
         return
     for element in paths.contents(root):
-        fields = {_local(child): child.text or "" for child in element.iterchildren(tag=etree.Element)}
+        fields = {local_name(child): child.text or "" for child in element.iterchildren(tag=etree.Element)}
         yield (
             fields["Key"],
             fields.get("ETag", ""),
@@ -191,14 +138,6 @@ def _rows(root: Any, paths: _Paths) -> Iterator[tuple[str, ...]]:
             fields["LastModified"],
             fields.get("StorageClass", ""),
         )
-
-
-def _parser() -> Any:
-    return etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
-
-
-def _local(element: Any) -> str:
-    return str(element.tag).rpartition("}")[2]
 
 
 def _decode(text: str, *, encoded: bool) -> str:

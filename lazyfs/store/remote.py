@@ -23,11 +23,13 @@ from lazyfs.core.types import (
     Upload,
 )
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
+from lazyfs.store.bodies import BodySender
 from lazyfs.store.bulk import BulkReader
 from lazyfs.store.listing import Lister
 from lazyfs.store.probe import RangeAnswer
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.settings import S3Settings
+from lazyfs.store.wire import Wire
 
 if TYPE_CHECKING:
     from lazyfs.store.events import EventSource
@@ -43,12 +45,22 @@ class S3Store:
     """
 
     def __init__(
-        self, *, control: ControlPlane, bulk: BulkReader, lister: Lister, stats: Stats, capabilities: Capabilities
+        self,
+        *,
+        control: ControlPlane,
+        bulk: BulkReader,
+        lister: Lister,
+        bodies: BodySender,
+        wire: Wire,
+        stats: Stats,
+        capabilities: Capabilities,
     ) -> None:
         self.capabilities = capabilities
         self._control = control
         self._bulk = bulk
         self._lister = lister
+        self._bodies = bodies
+        self._wire = wire
         self._stats = stats
         self._warned = False
 
@@ -96,7 +108,8 @@ class S3Store:
     ) -> str:
         """See Store.put."""
         self._stats.add("s3.requests.put")
-        etag = await self._control.put(key, body, options=options, condition=condition)
+        sender = self._bodies if self._bodies.accepts(key) else self._control
+        etag = await sender.put(key, body, options=options, condition=condition)
         self._stats.add("s3.bytes.written", len(body))
         return etag
 
@@ -108,7 +121,8 @@ class S3Store:
     async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
         """See Store.upload_part."""
         self._stats.add("s3.requests.upload_part")
-        part = await self._control.upload_part(upload, number, body)
+        sender = self._bodies if self._bodies.accepts(upload.key) else self._control
+        part = await sender.upload_part(upload, number, body)
         self._stats.add("s3.bytes.written", len(body))
         return part
 
@@ -163,7 +177,7 @@ class S3Store:
     async def aclose(self) -> None:
         """See Store.aclose."""
         self._control.close()
-        self._lister.close()
+        self._wire.close()
         await trio.lowlevel.checkpoint()
 
     async def _read(self, oid: ObjectId, span: Range) -> Buffer:
@@ -188,10 +202,13 @@ def open_s3_store(settings: S3Settings, *, stats: Stats, capabilities: Capabilit
     control = ControlPlane(settings)
     if not settings.no_sign_request:
         control.credentials()
+    wire = Wire(settings, control)
     return S3Store(
         control=control,
         bulk=BulkReader(settings, control, limiter=trio.CapacityLimiter(settings.bulk_connections)),
-        lister=Lister(settings, control, limiter=trio.CapacityLimiter(settings.max_connections)),
+        lister=Lister(control, wire, limiter=trio.CapacityLimiter(settings.max_connections)),
+        bodies=BodySender(settings, control, wire, limiter=trio.CapacityLimiter(settings.max_connections)),
+        wire=wire,
         stats=stats,
         capabilities=capabilities or Capabilities(),
     )

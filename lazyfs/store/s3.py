@@ -29,7 +29,7 @@ from lazyfs.core.errors import (
     UsageError,
 )
 from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part, Range, Upload
-from lazyfs.store.answers import NO_CREDENTIALS, one_line
+from lazyfs.store.answers import NO_CREDENTIALS, absent_is_not_this_version, one_line
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.checksum import crc32c, crc32c_of_parts
 from lazyfs.store.metadata import changed, replacing
@@ -109,9 +109,16 @@ class ControlPlane:
             )
             return url
 
+    @functools.cached_property
+    def bucket_url(self) -> str:
+        """Where a key is appended, percent-encoded. May block to find credentials."""
+        with translated("find the bucket's address"):
+            url: str = self._client.generate_presigned_url("head_object", Params={**self._common, "Key": "k"})
+            return url.partition("?")[0].removesuffix("k")
+
     @property
     def signed_headers(self) -> dict[str, str]:
-        """Headers that a presigned URL was signed with and that must be sent along."""
+        """Headers that are signed and sent with every request."""
         headers: dict[str, str] = {}
         if self._settings.requester_pays:
             headers["x-amz-request-payer"] = "requester"
@@ -168,7 +175,7 @@ class ControlPlane:
             params = {**self._creation(options), **_conditions(condition), **self._checksum(body)}
             return _etag(self._request(f"PUT {key!r}", "put_object", Key=key, Body=memoryview(body), **params))
 
-        with _absent_is_not_this_version(condition):
+        with absent_is_not_this_version(condition):
             return await self._in_thread(send)
 
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
@@ -205,7 +212,7 @@ class ControlPlane:
         if whole is not None:
             params |= {"ChecksumCRC32C": whole, "ChecksumType": "FULL_OBJECT"}
         params["MultipartUpload"] = {"Parts": [_part_params(part) for part in ordered]}
-        with _absent_is_not_this_version(condition):
+        with absent_is_not_this_version(condition):
             answer = await self._call(
                 f"complete {upload.key!r}", "complete_multipart_upload", **_upload_params(upload), **params
             )
@@ -341,20 +348,6 @@ class ControlPlane:
     def _encryption(self) -> dict[str, str]:
         params = {"ServerSideEncryption": self._settings.sse, "SSEKMSKeyId": self._settings.sse_kms_key_id}
         return {name: value for name, value in params.items() if value}
-
-
-class _absent_is_not_this_version:  # noqa: N801 - reads as a sentence
-    """S3 answers an If-Match write to a missing key with 404; the contract has one word for a lost race."""
-
-    def __init__(self, condition: Condition) -> None:
-        self._condition = condition
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, NotFoundError) and self._condition.etag is not None:
-            raise PreconditionFailedError(str(error)) from None
 
 
 def _etag(answer: Mapping[str, Any]) -> str:

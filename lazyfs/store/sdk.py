@@ -8,11 +8,14 @@ from typing import Any
 import botocore.exceptions as sdk
 import urllib3.exceptions
 from botocore import UNSIGNED
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import ReadOnlyCredentials
 
 from lazyfs.core.errors import AccessDeniedError, LazyfsError, StoreError, TruncatedError
 from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_out, unreachable
-from lazyfs.store.settings import S3Settings, is_aws
+from lazyfs.store.settings import Credentials, S3Settings, is_aws
 
 DEFAULT_REGION = "us-east-1"
 
@@ -47,11 +50,26 @@ def make_client(session: Any, settings: S3Settings) -> Any:
     if settings.endpoint_url is not None:
         # "auto" means path style to botocore as soon as an endpoint is given, even one of AWS.
         return make("virtual" if is_aws(settings.endpoint_url) and "." not in settings.bucket else "path")
-    client = make("auto")
+    # "auto" is virtual too, but signs URLs for the endpoint that knows no region and redirects those of new buckets.
+    # No certificate covers a host name with a dotted bucket in front; other names that are no host's are ARNs.
+    client = make("auto" if {".", ":"} & set(settings.bucket) or settings.is_directory_bucket else "virtual")
     if is_aws(client.meta.endpoint_url):
         return client
     client.close()  # the endpoint came from the environment or the profile
     return make("path")
+
+
+def sign(method: str, url: str, headers: Mapping[str, str], credentials: Credentials, region: str) -> dict[str, str]:
+    """The headers with those that a signature needs, which does not cover the body: its checksum may be among them."""
+    request = AWSRequest(method, url, headers=dict(headers))
+    keys = ReadOnlyCredentials(credentials.access_key, credentials.secret_key, credentials.token)
+    _BodyUnsigned(keys, "s3", region).add_auth(request)
+    return dict(request.headers.items())
+
+
+class _BodyUnsigned(S3SigV4Auth):  # type: ignore[misc]
+    def payload(self, request: Any) -> str:
+        return "UNSIGNED-PAYLOAD"
 
 
 class translated:  # noqa: N801 - reads as a verb: `with translated("HEAD ..."):`

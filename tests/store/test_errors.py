@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import trio
@@ -226,6 +228,35 @@ async def test_error_answer(
         with pytest.raises(expected) as error:
             await VERBS[verb](store)
     check_text(error, "the-secret")
+
+
+async def test_a_slow_connection_is_none_that_is_silent(settings: Callable[[int], S3Settings]) -> None:
+    """The time limit is one of silence: a part may take many times longer, as it does where many share a slow link."""
+    body = bytes(16 * 1024**2)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            received = b""
+            while b"\r\n\r\n" not in received:
+                received += await stream.receive_some(65536)
+            left = len(body) - len(received.partition(b"\r\n\r\n")[2])
+            while left > 0:
+                left -= len(await stream.receive_some(256 * 1024))
+                await trio.sleep(0.01)
+            await stream.send_all(http(200, b"", f'ETag: "{OID.etag}"'))
+
+    limits = replace(settings(0), connect_timeout_s=0.3, read_timeout_s=0.3)
+    async with trio.open_nursery() as nursery:
+        (listener, *_) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)  # or all of it fits on the way
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        port = listener.socket.getsockname()[1]
+        async with opened(replace(limits, endpoint_url=f"http://127.0.0.1:{port}")) as store:
+            began = trio.current_time()
+            part = await store.upload_part(Upload("dir/k", "id"), 1, body)
+            assert part.etag == OID.etag
+            assert trio.current_time() - began > limits.connect_timeout_s, "the server was too fast to tell"
+        nursery.cancel_scope.cancel()
 
 
 GOOD = ('ETag: "' + OID.etag + '"', "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT", "Content-Range: bytes 2-4/10")

@@ -122,6 +122,8 @@ async def test_addressing(settings: S3Settings, path_style: bool, aws_environmen
     assert control.path_style is path_style
     assert (f"//{settings.bucket}." in url) is not path_style
     assert control.region == "eu-west-1"
+    if settings.endpoint_url is None:
+        assert "//s3.eu-west-1.amazonaws.com" in url.replace("bucket.", ""), "the endpoint of its region"
     control.close()
 
 
