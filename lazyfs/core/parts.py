@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import md5
 
+from lazyfs.core.errors import TooBigError
 from lazyfs.core.types import Part, Range
+from lazyfs.core.units import format_size
 
 MAX_PARTS = 10_000
 MIN_PART_SIZE = 5 * 1024**2
@@ -35,6 +37,11 @@ class PartSizes:
     def reach(self) -> int:
         """The longest file that these parts can hold."""
         return sum(self.size(number) for number in range(1, MAX_PARTS + 1, _GROW_EVERY)) * _GROW_EVERY
+
+    def check(self, size: int, key: str) -> None:
+        """TooBigError if a file of `size` bytes would need more parts than an upload may have."""
+        if size > self.reach:
+            raise TooBigError(f"{key!r}: {format_size(self.reach)} is the most with this --part-size")
 
     def size(self, number: int) -> int:
         """Bytes of part `number` (from 1) unless it is the last, which may be shorter."""

@@ -29,7 +29,14 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from lazyfs.core.errors import BadNameError, LazyfsError, NoEntryError, NotSupportedError, UsageError
+from lazyfs.core.errors import (
+    BadNameError,
+    LazyfsError,
+    NoEntryError,
+    NotPermittedError,
+    NotSupportedError,
+    UsageError,
+)
 from lazyfs.core.posix import MAX_ID, Posix
 from lazyfs.core.types import Attributes, Buffer, Changes, Range
 from lazyfs.vfs.filesystem import FileSystem
@@ -308,3 +315,15 @@ class Adapter(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A bucket has no hard links."""
         raise NotSupportedError("hard links")
+
+    @_door
+    async def mknod(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        rdev: int,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """A bucket has no devices, pipes and sockets; files are made by `create`."""
+        raise NotPermittedError("devices, pipes and sockets")

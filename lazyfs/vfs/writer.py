@@ -30,11 +30,9 @@ from lazyfs.core.errors import (
     OutOfOrderError,
     PreconditionFailedError,
     SpoolError,
-    TooBigError,
 )
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import Buffer, Condition, Part, Range, Upload
-from lazyfs.core.units import format_size
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.flight import Flight
 from lazyfs.vfs.uploads import Uploads
@@ -148,7 +146,7 @@ class Writer:
         """Put `data` at `offset`; returns its length. OutOfOrderError, TooBigError, NoRoomError, SpoolError, StoreError
         (of earlier parts)."""
         self._check()
-        self._check_reach(offset + len(data))
+        self._part_sizes.check(offset + len(data), self.key)
         self._change_from(offset)
         async with self._whole_or_withdrawn():
             await self._extend(offset)
@@ -165,7 +163,7 @@ class Writer:
         """Make the file `size` bytes long. Growing a file that goes up in order is free until commit. Errors as of
         `write`."""
         self._check()
-        self._check_reach(size)
+        self._part_sizes.check(size, self.key)
         if size == self.size:
             return
         self._change_from(size)
@@ -395,12 +393,6 @@ class Writer:
     def _check(self) -> None:
         if self._error is not None:
             raise type(self._error)(*self._error.args)
-
-    def _check_reach(self, size: int) -> None:
-        """Refuse, before anything of it is sent, what would need more parts than an upload may have."""
-        if size > self._part_sizes.reach:
-            limit = format_size(self._part_sizes.reach)
-            raise TooBigError(f"{self.key!r}: {limit} is the most with this --part-size")
 
     @asynccontextmanager
     async def _whole_or_withdrawn(self) -> AsyncIterator[None]:

@@ -85,6 +85,7 @@ class Writers:
             if size == 0 and (file.writer is None or (file.writer.is_clean and file.writer.size)):
                 self._install(file, self._rewriter(file, b""))
                 return
+            self._part_sizes.check(size, file.node.name)  # before a writer takes what is there, and sends it again
             writer = file.writer or await self.begin_rewrite(file, keep=size)
             was_clean = writer.is_clean
             await writer.truncate(size)
@@ -93,6 +94,7 @@ class Writers:
     async def write(self, file: OpenFile, offset: int, data: Buffer) -> int:
         """Take `data` at `offset`; its length. The caller has the file's turn. Errors as of `begin_rewrite` and
         `Writer.write`."""
+        self._part_sizes.check(offset + len(data), file.node.name)
         writer = file.writer or await self.begin_rewrite(file)
         was_clean = writer.is_clean
         length = await writer.write(offset, data)
