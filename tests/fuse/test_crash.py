@@ -16,11 +16,12 @@ from random import Random
 import pytest
 from minio import Minio
 
+from tests.campaign import SEED, times
 from tests.fuse.conftest import Mounter
 from tests.fuse.trees import get, keys
 from tests.servers import Server
 
-CRASHES = int(os.environ.get("LAZYFS_CRASHES", "4"))
+CRASHES = int(os.environ.get("LAZYFS_CRASHES", times(4, 40)))
 MIB = 1024**2
 SERVERS_OWN = ["listing the bucket: .*NoSuchKey"]
 """The gateway lists so when a directory goes away meanwhile."""
@@ -54,11 +55,12 @@ while True:
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("options", [(), ("--write-back",)], ids=["through", "back"])
 def test_what_was_acknowledged_survives_kill_9_and_nothing_is_left_behind(
     mount: Mounter, server: Server, client: Minio, bucket: str, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    random = Random(11)
+    random = Random(SEED)
     limit_s = 60 + 10 * CRASHES  # of all mounts together; all that was written is read back, and moto is slow
     wanted: dict[str, str] = {}
     acknowledged: set[str] = set()

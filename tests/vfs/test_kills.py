@@ -7,16 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.campaign import SEED, times
 from tests.vfs.kills import after
 
-KILLS = int(os.environ.get("LAZYFS_KILLS", "200"))
-SEED = os.environ.get("LAZYFS_SEED", "2026")
+KILLS = int(os.environ.get("LAZYFS_KILLS", times(200, 3000)))
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.campaign
 def test_what_was_acknowledged_is_there_after_each_of_two_hundred_kills(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.vfs.kills", str(tmp_path), SEED, str(KILLS)],
+        [sys.executable, "-m", "tests.vfs.kills", str(tmp_path), str(SEED), str(KILLS)],
         cwd=ROOT, capture_output=True, text=True, timeout=60 + 2 * KILLS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -42,6 +42,7 @@ from lazyfs.core.errors import (
 from lazyfs.core.types import ROOT_INO, Kind, Range
 from lazyfs.vfs.filesystem import Changes
 from lazyfs.vfs.lost import LOST
+from tests.campaign import times
 from tests.vfs.building import Clock, Knobs, Mount, Portal, SmallPages, mounted
 from tests.vfs.oracle import LOCAL, NOTHING, Oracle, Told
 from tests.vfs.schedules import without_threads
@@ -958,7 +959,8 @@ class LittleSpool(Bucket):
     spool_bytes = 3 * PART
 
 
-EXAMPLES = int(os.environ.get("LAZYFS_MODEL_EXAMPLES", "0"))
+pytestmark = pytest.mark.campaign
+EXAMPLES = int(os.environ.get("LAZYFS_MODEL_EXAMPLES", times(0, 500)))
 PROFILE = settings(
     max_examples=EXAMPLES or 80,
     stateful_step_count=int(os.environ.get("LAZYFS_MODEL_STEPS", "40")),

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from lazyfs.core.errors import UnreachableError
 from lazyfs.core.types import Buffer, ObjectId, Part, Upload
 from lazyfs.store.memory import MemoryStore
+from tests.campaign import times
 from tests.vfs import schedules
 from tests.vfs.building import Mount, mounted
 
-EXAMPLES = int(os.environ.get("LAZYFS_MODEL_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("LAZYFS_MODEL_EXAMPLES", times(60, 3000)))
 PART = 16
 DIRECTORIES = ["", "d/", "e/", "d/s/"]
 PATHS = [directory + name for directory in DIRECTORIES for name in ("a", "b", "c")]
@@ -325,6 +326,7 @@ class History:
         assert not self.store._uploads
 
 
+@pytest.mark.campaign
 @pytest.mark.expect_warnings
 @given(st.lists(steps, max_size=25), st.integers(0, 2**16))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
