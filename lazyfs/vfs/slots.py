@@ -14,12 +14,14 @@ from itertools import count
 
 import trio
 
+from lazyfs.core.background import SMALL_BYTES, Background
 from lazyfs.core.concurrency import Concurrency
 
 DEMAND_SHARE = 4
 """One slot of so many is for demand alone: a reader that waits finds a connection that no guess holds."""
 PRELOAD_SHARE = 2
-"""Preload holds one slot of so many at most, so that what a program starts to read meanwhile soon gets the others."""
+"""Preload holds one slot of so many at most, so that what a program starts to read meanwhile soon gets the others; and
+while it reads, as few as `core.background` says."""
 _numbers = count()
 
 
@@ -54,6 +56,7 @@ class Slots:
 
     def __init__(self, concurrency: Concurrency) -> None:
         self._concurrency = concurrency
+        self._background = Background()
         self._held = dict.fromkeys(Urgency, 0)
         self._waiting: dict[Urgency, list[Ticket]] = {urgency: [] for urgency in Urgency}
 
@@ -72,7 +75,9 @@ class Slots:
         limit = self.limit
         if urgency is Urgency.DEMAND:
             return limit
-        return limit - max(1, limit // DEMAND_SHARE) if urgency is Urgency.AHEAD else limit // PRELOAD_SHARE
+        if urgency is Urgency.AHEAD:
+            return limit - max(1, limit // DEMAND_SHARE)
+        return self._background.allowed(limit // PRELOAD_SHARE, trio.current_time())
 
     @asynccontextmanager
     async def hold(self, ticket: Ticket, size: int) -> AsyncIterator[None]:
@@ -81,8 +86,12 @@ class Slots:
         self._grant()
         try:
             await ticket._granted.wait()
+            began_s = trio.current_time()
             yield
-            self._concurrency.observe_finished(size, trio.current_time(), is_wanted=any(self._waiting.values()))
+            now_s = trio.current_time()
+            if ticket._held_as is Urgency.DEMAND and size <= SMALL_BYTES:
+                self._background.observe(now_s - began_s, self.limit // PRELOAD_SHARE, now_s)
+            self._concurrency.observe_finished(size, now_s, is_wanted=any(self._waiting.values()))
         finally:
             if ticket._granted.is_set():
                 self._held[ticket._held_as] -= 1

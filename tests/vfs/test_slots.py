@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from lazyfs.core.background import SMALL_BYTES, WINDOW
 from lazyfs.core.concurrency import HIGHEST, START, Concurrency
 from lazyfs.vfs.slots import Slots, Ticket, Urgency
 
@@ -42,7 +43,7 @@ class Crowd:
 
     async def _stay(self, name: str) -> None:
         with self._scopes[name]:
-            async with self.slots.hold(self.tickets[name], 1):
+            async with self.slots.hold(self.tickets[name], 2 * SMALL_BYTES):
                 self.inside.append(name)
                 try:
                     await self._leave[name].wait()
@@ -143,7 +144,7 @@ async def test_fewer_slots_interrupt_nobody_and_more_are_given_at_once() -> None
 
 
 @pytest.mark.parametrize("limit", range(2, 257))
-def test_each_class_has_room_whatever_the_limit(limit: int) -> None:
+async def test_each_class_has_room_whatever_the_limit(limit: int) -> None:
     slots = Slots(Concurrency.fixed(limit))
     assert limit == slots.share(DEMAND) > slots.share(AHEAD) >= slots.share(PRELOAD) >= 1
     assert slots.share(DEMAND) - slots.share(AHEAD) >= limit // 4
@@ -297,4 +298,39 @@ async def test_guesses_hold_no_more_than_their_share() -> None:
             for number in range(limit + 1):
                 await crowd.come(f"d{number}")
             assert crowd.slots.taken == limit
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.autojump
+async def test_a_preload_gives_way_while_somebody_reads() -> None:
+    """Small requests of readers become slower the more preload is under way; without readers preload has its half."""
+    slots = Slots(Concurrency.fixed(32))
+    held = 0
+    most = 0
+
+    async def preload() -> None:
+        nonlocal held, most
+        while True:
+            async with slots.hold(Ticket(PRELOAD), 4 * 1024**2):
+                held += 1
+                most = max(most, held)
+                await trio.sleep(0.05)
+                held -= 1
+
+    with trio.move_on_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(preload)
+            await trio.sleep(1)
+            assert most == 16
+            for _ in range(20 * WINDOW):
+                async with slots.hold(Ticket(DEMAND), 4096):
+                    await trio.sleep(0.01 * (1 + held / 4))
+            most = held
+            for _ in range(4 * WINDOW):
+                async with slots.hold(Ticket(DEMAND), 4096):
+                    await trio.sleep(0.01 * (1 + held / 4))
+            assert most <= 3
+            await trio.sleep(2)
+            assert most == 16
             nursery.cancel_scope.cancel()
