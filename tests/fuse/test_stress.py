@@ -284,7 +284,7 @@ def test_a_long_run_does_not_grow(mount: Mounter, objects: tuple[str, dict[str, 
     for _ in range(2):
         once()
     settled = once()
-    last = [once() for _ in range(times(2, 20))][-1]
+    last = [once() for _ in range(times(2, 8))][-1]
     assert last < settled * 1.1 + 8, (settled, last)
     assert_at_rest(m)
 
