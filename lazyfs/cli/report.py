@@ -86,8 +86,7 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
         yield "preload", _preload(report["preload"])
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
-            off = "" if usage.get("on", True) else "; not in use, the log says why"
-            yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}{off}"
+            yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}{_trouble(usage)}"
     if shared := (report.get("cache") or {}).get("shared"):
         yield "shared", _shared(shared)
     if connections := report.get("connections"):
@@ -95,6 +94,12 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
     if report.get("open_handles"):
         yield "open", f"{report['open_handles']:,} files"
     yield from _writing(report)
+
+
+def _trouble(usage: Mapping[str, Any]) -> str:
+    if not usage.get("on", True):
+        return "; not in use, the log says why"
+    return "; gives way, the file system is nearly full" if usage.get("gives_way") else ""
 
 
 def _writing(report: Report) -> Iterator[tuple[str, str]]:

@@ -151,3 +151,16 @@ def test_a_read_only_mount_does_not_lack_what_writers_need() -> None:
 def test_a_report_may_be_short() -> None:
     rows = dict(rows_of({"bucket": "b", "pid": 5, "state": "mounted", "import": {"state": "failed", "error": "no"}}))
     assert rows == {"bucket": "b", "state": "mounted, process 5", "import": "failed, no"}
+
+
+@pytest.mark.parametrize(
+    ("state", "row"),
+    [
+        ({"on": True, "gives_way": False}, "1.0 MiB of 1.0 GiB"),
+        ({"on": True, "gives_way": True}, "1.0 MiB of 1.0 GiB; gives way, the file system is nearly full"),
+        ({"on": False, "gives_way": True}, "1.0 MiB of 1.0 GiB; not in use, the log says why"),
+    ],
+)
+def test_a_cache_that_gives_way_is_shown(state: dict[str, bool], row: str) -> None:
+    cache = {"disk": {"used": 1024**2, "limit": 1024**3, **state}}
+    assert dict(rows_of({**ANSWER, "state": "mounted", "cache": cache}))["disk"] == row
