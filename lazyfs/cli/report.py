@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lazyfs.cli.backlog import backlog_of
+from lazyfs.cli.places import shown
 from lazyfs.core.units import format_duration, format_size
 
 Report = Mapping[str, Any]
@@ -21,18 +22,19 @@ def show(reports: list[dict[str, Any]], *, terminal: bool) -> None:
     for number, report in enumerate(reports):
         if number:
             console.print()
-        rows = list(rows_of(report))
+        # Keys, and what a server said, may hold what a terminal would obey.
+        rows = [(shown(name), shown(value)) for name, value in rows_of(report)]
         if terminal:
             console.print(_table(report, rows))
         else:
             width = max(len(name) for name, _ in rows)
-            console.print(report["mountpoint"])
+            console.print(shown(str(report["mountpoint"])))
             for name, value in rows:
                 console.print(f"  {name:<{width}}  {value}")
 
 
 def _table(report: Report, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=str(report["mountpoint"]), title_justify="left", box=box.SIMPLE, show_header=False)
+    table = Table(title=shown(str(report["mountpoint"])), title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
