@@ -119,7 +119,7 @@ class Mount:
 
 
 def _disk_status(disk: DiskTier, used_bytes: int) -> dict[str, Any]:
-    return {"used": used_bytes, "limit": disk.limit_bytes, "on": disk.is_on}
+    return {"used": used_bytes, "limit": disk.limit_bytes, "on": disk.is_on, "gives_way": disk.gives_way}
 
 
 def _backlog_status(backlog: Backlog) -> dict[str, Any]:

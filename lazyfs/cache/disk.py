@@ -155,6 +155,11 @@ class DiskTier:
         return self._clock() >= self._off_until_s
 
     @property
+    def gives_way(self) -> bool:
+        """True while the cache keeps less than its limit because the disk is nearly full."""
+        return "floor" in self._told
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes that wait to be written."""
         return self._pending_bytes
@@ -213,7 +218,13 @@ class DiskTier:
     def _put(self, cache: BlockCache, batch: Sequence[_Pending], size: int) -> None:
         usage, volume = shutil.disk_usage(self._directory), cache.volume()
         # Room is made before it is needed: a disk that is full to the brim must not end the cache's renewal.
-        room = min(self._limit_bytes, volume + usage.free - int(usage.total * FREE_FLOOR)) - size
+        above_floor = volume + usage.free - int(usage.total * FREE_FLOOR)
+        room = min(self._limit_bytes, above_floor) - size
+        if above_floor >= self._limit_bytes:  # not sooner, or it would be told anew at each turn
+            with self._lock:
+                self._told.discard("floor")
+        elif volume > room:
+            self._tell("floor", f"the disk is nearly full; keeping less than {self._limit_bytes} bytes")
         if volume > room:
             cache.shrink(max(0, room))
         if room < 0:

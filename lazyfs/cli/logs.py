@@ -7,18 +7,20 @@ import logging.handlers
 import os
 from pathlib import Path
 
+from lazyfs.cli.places import shown
 from lazyfs.core.errors import StartupError
 
 
 class OneLineFormatter(logging.Formatter):
-    r"""Line breaks, in messages and tracebacks alike, are written as `\n`: keys may hold them, and grep wants lines."""
+    r"""What is not printable, in messages and tracebacks alike, is written as `\n` or `\x1b`: keys and servers may
+    send it, grep wants lines, and a terminal would obey it."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         """The record in one line."""
-        return super().format(record).replace("\r", "\\r").replace("\n", "\\n")
+        return shown(super().format(record))
 
 
 def open_log_file(path: Path) -> int:

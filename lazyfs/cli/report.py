@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lazyfs.cli.backlog import backlog_of
+from lazyfs.cli.places import shown
 from lazyfs.core.units import format_duration, format_size
 
 Report = Mapping[str, Any]
@@ -21,18 +22,19 @@ def show(reports: list[dict[str, Any]], *, terminal: bool) -> None:
     for number, report in enumerate(reports):
         if number:
             console.print()
-        rows = list(rows_of(report))
+        # Keys, and what a server said, may hold what a terminal would obey.
+        rows = [(shown(name), shown(value)) for name, value in rows_of(report)]
         if terminal:
             console.print(_table(report, rows))
         else:
             width = max(len(name) for name, _ in rows)
-            console.print(report["mountpoint"])
+            console.print(shown(str(report["mountpoint"])))
             for name, value in rows:
                 console.print(f"  {name:<{width}}  {value}")
 
 
 def _table(report: Report, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=str(report["mountpoint"]), title_justify="left", box=box.SIMPLE, show_header=False)
+    table = Table(title=shown(str(report["mountpoint"])), title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
@@ -86,8 +88,7 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
         yield "preload", _preload(report["preload"])
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
-            off = "" if usage.get("on", True) else "; not in use, the log says why"
-            yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}{off}"
+            yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}{_trouble(usage)}"
     if shared := (report.get("cache") or {}).get("shared"):
         yield "shared", _shared(shared)
     if connections := report.get("connections"):
@@ -95,6 +96,12 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
     if report.get("open_handles"):
         yield "open", f"{report['open_handles']:,} files"
     yield from _writing(report)
+
+
+def _trouble(usage: Mapping[str, Any]) -> str:
+    if not usage.get("on", True):
+        return "; not in use, the log says why"
+    return "; gives way, the file system is nearly full" if usage.get("gives_way") else ""
 
 
 def _writing(report: Report) -> Iterator[tuple[str, str]]:

@@ -601,7 +601,10 @@ async def test_a_lock_held_by_somebody_else_is_a_miss_without_a_warning(
 # -- a disk that is full ------------------------------------------------------------------------------------------
 
 
-async def test_the_cache_gives_way_when_others_fill_the_disk(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+@warns
+async def test_the_cache_gives_way_when_others_fill_the_disk_and_says_so_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async with room.tier() as tier:
         for number in range(40):
             await put(tier, {number: block(number)})
@@ -613,6 +616,7 @@ async def test_the_cache_gives_way_when_others_fill_the_disk(room: Room, monkeyp
 
         monkeypatch.setattr(disk.shutil, "disk_usage", usage)
         used = await tier.used_bytes()
+        assert not tier.gives_way
         others = total * (1 - disk.FREE_FLOOR) - used / 2
         for number in range(100, 140):
             await put(tier, {number: block(number)})
@@ -622,6 +626,13 @@ async def test_the_cache_gives_way_when_others_fill_the_disk(room: Room, monkeyp
         await put(tier, {200: block(200)})
         assert room.values() == []
         assert room.stats.get("cache.disk.no_space") == 1
+        assert tier.gives_way
+        assert len(messages(caplog)) == 1
+        assert "nearly full" in messages(caplog)[0]
+        total, others = GiB, 0.0
+        await put(tier, {201: block(201)})
+        assert not tier.gives_way  # so it would be told again
+        assert len(messages(caplog)) == 1
 
 
 @pytest.fixture
@@ -659,7 +670,8 @@ async def test_a_full_disk_is_no_error(
     assert len(messages(caplog)) == 1
 
 
-async def test_a_small_disk_keeps_its_floor_without_a_warning(tmpfs: Path) -> None:
+@warns
+async def test_a_small_disk_keeps_its_floor_and_says_so_once(tmpfs: Path, caplog: pytest.LogCaptureFixture) -> None:
     room = Room(tmpfs / "blocks")
     async with room.tier() as tier:
         for number in range(80):
@@ -667,3 +679,4 @@ async def test_a_small_disk_keeps_its_floor_without_a_warning(tmpfs: Path) -> No
         assert 79 in await got(tier, OID, [79])
         usage = shutil.disk_usage(tmpfs)
         assert usage.free >= usage.total * disk.FREE_FLOOR
+    assert len(messages(caplog)) == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from lazyfs.cli import status as status_command  # noqa: F401 - imports the module
+from lazyfs.cli.logs import OneLineFormatter
 from lazyfs.cli.main import run
 from lazyfs.cli.report import rows_of, show
 from lazyfs.control import registry
@@ -151,3 +153,30 @@ def test_a_read_only_mount_does_not_lack_what_writers_need() -> None:
 def test_a_report_may_be_short() -> None:
     rows = dict(rows_of({"bucket": "b", "pid": 5, "state": "mounted", "import": {"state": "failed", "error": "no"}}))
     assert rows == {"bucket": "b", "state": "mounted, process 5", "import": "failed, no"}
+
+
+@pytest.mark.parametrize(
+    ("state", "row"),
+    [
+        ({"on": True, "gives_way": False}, "1.0 MiB of 1.0 GiB"),
+        ({"on": True, "gives_way": True}, "1.0 MiB of 1.0 GiB; gives way, the file system is nearly full"),
+        ({"on": False, "gives_way": True}, "1.0 MiB of 1.0 GiB; not in use, the log says why"),
+    ],
+)
+def test_a_cache_that_gives_way_is_shown(state: dict[str, bool], row: str) -> None:
+    cache = {"disk": {"used": 1024**2, "limit": 1024**3, **state}}
+    assert dict(rows_of({**ANSWER, "state": "mounted", "cache": cache}))["disk"] == row
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_name_commands_the_terminal(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = [["a\x1b[2J\nx", "p\x1b]0;title\x07\x9b"]]
+    show([{**ANSWER, "state": "mounted", "mountpoint": "/m\x1b", "lost_and_found": lost}], terminal=terminal)
+    out = capsys.readouterr().out
+    assert all(char.isprintable() for char in out.replace("\n", ""))
+    assert "\\x1b[2J" in out
+
+
+def test_no_name_commands_who_reads_the_log() -> None:
+    record = logging.LogRecord("n", logging.WARNING, "", 0, "key %s", ("ä\x1b[2J\r\n\x9b",), None)
+    assert OneLineFormatter().format(record).endswith(r"key ä\x1b[2J\r\n\x9b")
