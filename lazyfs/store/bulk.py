@@ -28,6 +28,7 @@ from lazyfs.core.errors import (
     NotSupportedByStoreError,
     PreconditionFailedError,
     StoreError,
+    TransientStoreError,
     TruncatedError,
 )
 from lazyfs.core.types import Buffer, ObjectId, Range
@@ -36,8 +37,6 @@ from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.settings import Credentials, S3Settings
 
 _CREDENTIALS_TTL = datetime.timedelta(minutes=5)
-# A request as a whole may last this many times the longest silence in it: a large extent on a slow line is no fault.
-_WHOLE_REQUEST_FACTOR = 10
 # obstore's errors tell their cause only in their text, which the debug form of Rust's error follows.
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
@@ -94,6 +93,8 @@ class BulkReader:
         with self._translated(what):
             answer = obstore.get(self._store, oid.key, options=options)
             etag = (answer.meta["e_tag"] or "").strip('"')
+            if oid.etag and not etag:
+                raise TransientStoreError(f"{what}: the answer lacks ETag")
             if etag != oid.etag:
                 raise PreconditionFailedError(f"{what}: the object is another version now")
             body = memoryview(answer.bytes())
@@ -164,7 +165,7 @@ def _client_options(settings: S3Settings, control: ControlPlane) -> Any:
         "allow_http": control.endpoint_url.startswith("http://"),
         "connect_timeout": datetime.timedelta(seconds=settings.connect_timeout_s),
         "read_timeout": datetime.timedelta(seconds=settings.read_timeout_s),
-        "timeout": datetime.timedelta(seconds=settings.read_timeout_s * _WHOLE_REQUEST_FACTOR),
+        "timeout": datetime.timedelta(seconds=settings.request_timeout_s),
         "pool_max_idle_per_host": str(settings.bulk_connections),
         "user_agent": "lazyfs",
     }

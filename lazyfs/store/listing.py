@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
-import trio
 import urllib3
 from lxml import etree
 
@@ -22,6 +21,7 @@ from lazyfs.core.types import ListPage, ObjectInfo
 from lazyfs.store.answers import store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.settings import S3Settings
+from lazyfs.store.threads import Threads
 
 _NS = 1_000_000_000
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -32,9 +32,9 @@ _MAX_PAGE = 1000
 class Lister:
     """Lists pages. Needs a ControlPlane only for its signature."""
 
-    def __init__(self, settings: S3Settings, control: ControlPlane, *, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, settings: S3Settings, control: ControlPlane) -> None:
         self._control = control
-        self._limiter = limiter
+        self._threads = Threads(settings.max_connections, deadline_s=settings.request_timeout_s)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout_s, read=settings.read_timeout_s)
         self._pool = _make_pool(control, settings.max_connections)
 
@@ -57,8 +57,8 @@ class Lister:
             params["ContinuationToken"] = token
         elif start_after:
             params["StartAfter"] = start_after
-        fetch = functools.partial(self._fetch, params, f"LIST {prefix!r}")
-        return await trio.to_thread.run_sync(fetch, abandon_on_cancel=True, limiter=self._limiter)
+        what = f"LIST {prefix!r}"
+        return await self._threads.run(what, functools.partial(self._fetch, params, what))
 
     def close(self) -> None:
         """Let go of connections."""

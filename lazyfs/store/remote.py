@@ -191,7 +191,7 @@ def open_s3_store(settings: S3Settings, *, stats: Stats, capabilities: Capabilit
     return S3Store(
         control=control,
         bulk=BulkReader(settings, control, limiter=trio.CapacityLimiter(settings.bulk_connections)),
-        lister=Lister(settings, control, limiter=trio.CapacityLimiter(settings.max_connections)),
+        lister=Lister(settings, control),
         stats=stats,
         capabilities=capabilities or Capabilities(),
     )

@@ -239,7 +239,7 @@ both_readers = pytest.mark.parametrize("key", ["dir/k", "dir//k"], ids=["obstore
         (http(206, b"2", *GOOD, length=3), TruncatedError),
         (http(206, b"23", *GOOD), TruncatedError),
         (http(206, b"234", 'ETag: "another"', *GOOD[1:]), PreconditionFailedError),
-        (http(206, b"234", *GOOD[1:]), PreconditionFailedError),
+        (http(206, b"234", *GOOD[1:]), TransientStoreError),
         (http(404, error_body("NoSuchKey")), NotFoundError),
         (http(416, error_body("InvalidRange")), PreconditionFailedError),
     ],
