@@ -177,7 +177,7 @@ class ControlPlane:
             return _etag(answer) if key.endswith("/") else _told_etag(answer, what)
 
         with _absent_is_not_this_version(condition):
-            return await self._threads.run(what, send)
+            return await self._threads.run(what, send, body_bytes=len(body))
 
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
         """See Store.create_upload."""
@@ -199,7 +199,7 @@ class ControlPlane:
             answer = self._request(what, "upload_part", Body=memoryview(body), **params)
             return Part(number, _told_etag(answer, what), len(body), checksum.get("ChecksumCRC32C", ""))
 
-        return await self._threads.run(what, send)
+        return await self._threads.run(what, send, body_bytes=len(body))
 
     async def complete_upload(self, upload: Upload, parts: Sequence[Part], *, condition: Condition = ANY) -> str:
         """See Store.complete_upload. S3 checks the CRC32C of the whole object, combined from those of the parts."""

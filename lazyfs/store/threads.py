@@ -18,6 +18,8 @@ import trio
 from lazyfs.store.answers import timed_out
 
 T = TypeVar("T")
+_SLOWEST_BYTES_PER_S = 64 * 1024
+"""A line that carries less of a body than this is taken for one that carries nothing."""
 _STUCK = 3
 """As many times more threads than turns may be stuck in calls that were given up."""
 
@@ -30,9 +32,10 @@ class Threads:
         self._threads = trio.CapacityLimiter(at_once * (1 + _STUCK))
         self._deadline_s = deadline_s
 
-    async def run(self, what: str, call: Callable[[], T]) -> T:
-        """What `call` returns or raises. StoreTimeoutError names the request `what`. Cancelling returns at once."""
+    async def run(self, what: str, call: Callable[[], T], *, body_bytes: int = 0) -> T:
+        """What `call` returns or raises; a body that it sends has the time that a slow line takes on top.
+        StoreTimeoutError names the request `what`. Cancelling returns at once."""
         async with self._turns:
-            with trio.move_on_after(self._deadline_s):
+            with trio.move_on_after(self._deadline_s + body_bytes / _SLOWEST_BYTES_PER_S):
                 return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
         raise timed_out(what)
