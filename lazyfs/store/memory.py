@@ -207,7 +207,7 @@ class MemoryStore:
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
         """See Store.create_upload."""
         await self._begin("create_upload", key)
-        upload = Upload(key, f"upload-{next(self._numbers)}")
+        upload = Upload(key, f"upload-{next(self._numbers)}", self._clock() // _NS * _NS)
         self._uploads[upload.upload_id] = _Pending(upload, options)
         self._end("create_upload", key)
         return upload

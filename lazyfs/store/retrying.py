@@ -37,6 +37,8 @@ from lazyfs.store.probe import Probeable, RangeAnswer
 
 T = TypeVar("T")
 log = logging.getLogger("lazyfs.store")
+_CLOCK_STEP_S = 1
+"""Servers tell whole seconds."""
 
 
 class Retrying:
@@ -103,8 +105,38 @@ class Retrying:
         )
 
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
-        """See Store.create_upload."""
-        return await self._retry(lambda: self._inner.create_upload(key, options=options))
+        """See Store.create_upload. What an attempt without an answer has begun is aborted."""
+        started, lost = trio.current_time(), 0
+
+        async def create() -> Upload:
+            nonlocal lost
+            try:
+                return await self._inner.create_upload(key, options=options)
+            except ThrottledError:
+                raise  # refused, and nothing done
+            except TransientStoreError:
+                lost += 1
+                raise
+
+        upload = await self._retry(create)
+        if lost:
+            await self._abort_lost(upload, lost, trio.current_time() - started)
+        return upload
+
+    async def _abort_lost(self, ours: Upload, lost: int, elapsed_s: float) -> None:
+        """Abort the uploads that `lost` attempts within `elapsed_s` before `ours` may have begun: of the same key, and no
+        older. If there are more than attempts, some are of somebody else, and all stay."""
+        try:
+            found = [upload for upload in await self.list_uploads(ours.key) if upload.key == ours.key]
+            begun_ns = next((upload.begun_ns for upload in found if upload == ours), None)
+            if begun_ns is None:
+                return
+            oldest_ns = begun_ns - int((elapsed_s + _CLOCK_STEP_S) * 1e9)
+            others = [upload for upload in found if upload != ours and oldest_ns <= upload.begun_ns <= begun_ns]
+            for upload in others if len(others) <= lost else ():
+                await self.abort_upload(upload)
+        except StoreError as error:  # it holds nothing; what was asked for has succeeded
+            log.info("an upload of %r that was begun twice may be left: %s", ours.key, error)
 
     async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
         """See Store.upload_part."""

@@ -150,7 +150,7 @@ class ControlPlane:
             key=key,
             etag=_etag(answer),
             size=_told(answer, "ContentLength", what),
-            mtime_ns=(_told(answer, "LastModified", what) - _EPOCH) // datetime.timedelta(seconds=1) * _NS,
+            mtime_ns=_nanoseconds(_told(answer, "LastModified", what)),
             storage_class=answer.get("StorageClass", ""),
             metadata=answer.get("Metadata", {}),
             content_type=answer.get("ContentType", ""),
@@ -228,7 +228,11 @@ class ControlPlane:
         _told(answer, "IsTruncated", what)
         encoded = answer.get("EncodingType") == "url"
         return [
-            Upload(unquote_plus(found["Key"]) if encoded else found["Key"], found["UploadId"])
+            Upload(
+                unquote_plus(found["Key"]) if encoded else found["Key"],
+                found["UploadId"],
+                _nanoseconds(found["Initiated"]) if "Initiated" in found else 0,
+            )
             for found in answer.get("Uploads", ())
         ]
 
@@ -361,6 +365,11 @@ class _absent_is_not_this_version:  # noqa: N801 - reads as a sentence
 
 def _etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag", "")).strip('"')
+
+
+def _nanoseconds(when: datetime.datetime) -> int:
+    """Since the epoch, in whole seconds."""
+    return (when - _EPOCH) // datetime.timedelta(seconds=1) * _NS
 
 
 def _told(answer: Mapping[str, Any], name: str, what: str) -> Any:

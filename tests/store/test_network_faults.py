@@ -229,14 +229,21 @@ async def test_a_fault_that_stays_is_an_error_in_time(
     request, act = VERBS[verb]
     async with scene(moto, proxy, deadline_s=0.3) as s:
         proxy.fault = injector = Injector(request, FAULTS[fault].strike, FOR_EVER)
-        with trio.fail_after(LIMIT_S), pytest.raises(StoreError) as raised:
-            await act(s)
+        error = None
+        with trio.fail_after(LIMIT_S):
+            try:
+                await act(s)
+            except StoreError as raised:
+                error = raised
         assert injector.struck >= 1
+        # Done, and seen to be: of a PUT and the like nothing is needed of an answer but that it came.
+        assert error is not None or FAULTS[fault].executed
+        assert "\n" not in str(error)
         if not FAULTS[fault].transient:
             assert injector.struck <= 2, "what will not go away is not asked for again"
             if request != "head":
-                assert raised.value.errno in FAULTS[fault].numbers, raised.value
-        assert "\n" not in str(raised.value)
+                assert error is not None
+                assert error.errno in FAULTS[fault].numbers, error
         proxy.fault = lambda _seen: None
         with trio.fail_after(LIMIT_S):
             assert bytes(await s.store.get_range(ObjectId("a//b", s.oid.etag), Range(0, 10))) == DATA[:10]
