@@ -120,6 +120,8 @@ def translate(error: Exception, what: str) -> StoreError:
     if status is not None:
         code, message = _CODE.search(text), _MESSAGE.search(text)
         return store_error(int(status[1]), code[1] if code else "", message[1] if message else "", what)
+    if "BareRedirect" in text:  # obstore keeps neither its status nor its body
+        return store_error(301, "PermanentRedirect", "", what)
     if "NotPartial" in text:
         return NotSupportedByStoreError(f"{what}: the endpoint answers a range with the whole object")
     if "UnexpectedRange" in text:

@@ -124,7 +124,7 @@ class Retrying:
         return upload
 
     async def _abort_lost(self, ours: Upload, lost: int, elapsed_s: float) -> None:
-        """Abort the uploads that `lost` attempts within `elapsed_s` before `ours` may have begun: of the same key, and no
+        """Abort what `lost` attempts within `elapsed_s` before `ours` may have begun: uploads of the same key, and no
         older. If there are more than attempts, some are of somebody else, and all stay."""
         try:
             found = [upload for upload in await self.list_uploads(ours.key) if upload.key == ours.key]

@@ -46,6 +46,7 @@ def make_client(session: Any, settings: S3Settings) -> Any:
         region = None if session.region_name or settings.endpoint_url is None else DEFAULT_REGION
         client = session.client("s3", endpoint_url=settings.endpoint_url, region_name=region, config=config)
         client.meta.events.register("before-send.s3", _send_in_pieces)
+        client.meta.events.register("before-call.s3", _follow_no_redirect)
         return client
 
     if settings.force_path_style is not None:
@@ -58,6 +59,12 @@ def make_client(session: Any, settings: S3Settings) -> Any:
         return client
     client.close()  # the endpoint came from the environment or the profile
     return make("path")
+
+
+def _follow_no_redirect(params: Any, **_: Any) -> None:
+    """Tell botocore that it has followed one. It would look for the bucket's region by a HEAD of its own, which nobody
+    counts, and whose redirect it follows in turn, without end. LIST follows none either: --region is to be right."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _send_in_pieces(request: Any, **_: Any) -> None:
