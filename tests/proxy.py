@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import struct
 import threading
@@ -21,6 +22,7 @@ from tests.servers import Server
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 _TIMEOUT_S = 60
+_SIGNED = re.compile(r"(?:.*Credential=)?([^/]+)/")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Seen:
     query: dict[str, str]
     range: str | None
     copies: bool = False
+    access_key: str = ""
+    """Whose signature it bears."""
 
     @property
     def kind(self) -> str:
@@ -150,7 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
         copies = "x-amz-copy-source" in self.headers
         path, span = urllib.parse.unquote(address.path), self.headers.get("Range")
-        self.seen = seen = Seen(self.command, path, query, span, copies)
+        signed = _SIGNED.match(self.headers.get("Authorization", "") + query.get("X-Amz-Credential", ""))
+        self.seen = seen = Seen(self.command, path, query, span, copies, signed[1] if signed else "")
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         proxy = self.server.proxy
         proxy.seen.append(seen)

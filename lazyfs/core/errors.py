@@ -57,6 +57,10 @@ class AccessDeniedError(StoreError):
     errno = errno.EACCES
 
 
+class ExpiredCredentialsError(AccessDeniedError):
+    """The credentials were good once. There may be others by now."""
+
+
 class PreconditionFailedError(StoreError):
     """The object is not the version that the request named."""
 

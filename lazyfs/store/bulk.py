@@ -52,14 +52,27 @@ class BulkReader:
     def __init__(self, settings: S3Settings, control: ControlPlane, *, limiter: trio.CapacityLimiter) -> None:
         self._limiter = limiter
         self._provider = _Provider(control.credentials)
-        provider: Any = None if settings.no_sign_request else self._provider
-        self._store = ObstoreStore(
-            settings.bucket,
-            config=_config(settings, control),
-            client_options=_client_options(settings, control),
+        self._settings = settings
+        self._control = control
+        self._version = control.credentials_version
+        self._store = self._make()
+
+    def _make(self) -> ObstoreStore:
+        provider: Any = None if self._settings.no_sign_request else self._provider
+        return ObstoreStore(
+            self._settings.bucket,
+            config=_config(self._settings, self._control),
+            client_options=_client_options(self._settings, self._control),
             retry_config={"max_retries": 0, "retry_timeout": datetime.timedelta(0)},
             credential_provider=provider,
         )
+
+    def _current(self) -> ObstoreStore:
+        """The client, made anew when the credentials are others: it keeps for minutes what the provider told."""
+        version = self._control.credentials_version
+        if version != self._version:
+            self._store, self._version = self._make(), version
+        return self._store
 
     @staticmethod
     def accepts(key: str) -> bool:
@@ -81,7 +94,7 @@ class BulkReader:
 
     def _read_any(self, key: str, limit_bytes: int) -> Buffer:
         with self._translated(f"GET {key!r}"):
-            answer = obstore.get(self._store, key)
+            answer = obstore.get(self._current(), key)
             # What is too large is known before its body is read.
             return memoryview(answer.bytes()) if answer.meta["size"] <= limit_bytes else b""
 
@@ -91,7 +104,7 @@ class BulkReader:
         if oid.etag:
             options["if_match"] = f'"{oid.etag}"'
         with self._translated(what):
-            answer = obstore.get(self._store, oid.key, options=options)
+            answer = obstore.get(self._current(), oid.key, options=options)
             etag = (answer.meta["e_tag"] or "").strip('"')
             if oid.etag and not etag:
                 raise TransientStoreError(f"{what}: the answer lacks ETag")

@@ -86,6 +86,15 @@ class S3Store:
         self._stats.add("s3.bytes.read", len(body))
         return body
 
+    @property
+    def credentials_version(self) -> int:
+        """See probe.Probeable."""
+        return self._control.credentials_version
+
+    async def renew_credentials(self, version: int) -> bool:
+        """See probe.Probeable."""
+        return await self._control.renew_credentials(version)
+
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
         """See probe.Probeable."""
         self._stats.add("s3.requests.get")

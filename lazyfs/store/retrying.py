@@ -6,8 +6,10 @@ inside the deadline of `Backoff`, and then the last error is raised as it is.
 The hard point is a lost answer: the first attempt may have done its work. A repeated read is harmless, and a repeated
 unconditional write makes the same object again; but a conditional put finds its own object in the way, and a repeated
 completion finds its upload gone. Then the object itself is asked: if it has the ETag and the size that ours must
-have, the call has succeeded. A repeated `create_upload` may leave an empty upload behind, which the sweep of
-`list_uploads` finds.
+have, the call has succeeded. A repeated `create_upload` may leave an empty upload behind, which is looked
+for and aborted.
+
+Credentials that have expired are looked for anew, once for each call: whoever has renewed them did so behind our back.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import trio
 
 from lazyfs.core.backoff import Backoff
 from lazyfs.core.errors import (
+    ExpiredCredentialsError,
     NoSuchUploadError,
     NotFoundError,
     PreconditionFailedError,
@@ -200,11 +203,16 @@ class Retrying:
         attempt had, or None if the error stands.
         """
         started = trio.current_time()
-        attempt = 0
+        attempt, renewed = 0, False
         while True:
             attempt += 1
+            version = self._inner.credentials_version
             try:
                 return await call()
+            except ExpiredCredentialsError:
+                if renewed or not await self._inner.renew_credentials(version):
+                    raise
+                renewed = True
             except TransientStoreError as error:
                 await self._wait(attempt, trio.current_time() - started, error)
             except StoreError as error:

@@ -34,6 +34,7 @@ from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part
 from lazyfs.store.answers import NO_CREDENTIALS, one_line, timed_out
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.checksum import crc32c, crc32c_of_parts
+from lazyfs.store.keys import Keys
 from lazyfs.store.metadata import changed, replacing
 from lazyfs.store.probe import RangeAnswer
 from lazyfs.store.sdk import DEFAULT_REGION, make_client, translate, translated
@@ -58,16 +59,20 @@ class ControlPlane:
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
         self._threads = Threads(settings.max_connections, deadline_s=settings.request_timeout_s)
-        try:
-            self._session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
-            self._client = make_client(self._session, settings)
-        except (sdk.BotoCoreError, ValueError) as error:
-            raise UsageError(one_line(str(error))) from None
+        self._keys = Keys()
+        self._session, self._client = self._connect()
         self._common: dict[str, Any] = {"Bucket": settings.bucket}
         if settings.requester_pays:
             self._common["RequestPayer"] = "requester"
         if settings.expected_bucket_owner:
             self._common["ExpectedBucketOwner"] = settings.expected_bucket_owner
+
+    def _connect(self) -> tuple[Any, Any]:
+        try:
+            session = boto3.Session(profile_name=self._settings.profile, region_name=self._settings.region)
+            return session, make_client(session, self._settings)
+        except (sdk.BotoCoreError, ValueError) as error:
+            raise UsageError(one_line(str(error))) from None
 
     # -- what `bulk` and `listing` need to speak to the same endpoint as the same user -------------------------
 
@@ -104,6 +109,32 @@ class ControlPlane:
                 raise AccessDeniedError(NO_CREDENTIALS)
             frozen = found.get_frozen_credentials()
             return Credentials(str(frozen.access_key), str(frozen.secret_key), frozen.token)
+
+    @property
+    def credentials_version(self) -> int:
+        """See probe.Probeable."""
+        return self._keys.version
+
+    async def renew_credentials(self, version: int) -> bool:
+        """See probe.Probeable. A new session reads files and asks processes that an old one never looks at again."""
+        return await self._threads.run(
+            "find credentials", functools.partial(self._keys.renew, version, self._reconnect)
+        )
+
+    def _reconnect(self) -> bool:
+        before = self.credentials()
+        session, client = self._connect()
+        with translated("find credentials"):
+            found = session.get_credentials()
+            if found is None or found.get_frozen_credentials()[:3] == (
+                before.access_key,
+                before.secret_key,
+                before.token,
+            ):
+                client.close()
+                return False
+        self._session, self._client = session, client  # the old one ends with the last request that it has
+        return True
 
     def presigned_list_url(self, params: Mapping[str, Any]) -> str:
         """A signed URL for ListObjectsV2; to be sent with `signed_headers`. May block to refresh credentials."""
@@ -287,7 +318,7 @@ class ControlPlane:
             return getattr(self._client, operation)(**self._common, **params)
 
     def _set_metadata(self, what: str, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
-        now = self._request(what, "head_object", Key=oid.key)
+        now = self._request(f"HEAD {oid.key!r}", "head_object", Key=oid.key)
         if _told_etag(now, what) != oid.etag:
             raise PreconditionFailedError(f"{what}: the object is another version now")
         metadata = changed(now.get("Metadata", {}), changes)
