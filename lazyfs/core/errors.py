@@ -77,6 +77,10 @@ class ArchivedError(StoreError):
     """The object sits in an archive storage class and has not been restored."""
 
 
+class UnorderedListingError(StoreError):
+    """The endpoint does not list in the order of keys, so that nothing follows from where a page ends."""
+
+
 class NotSupportedByStoreError(StoreError):
     """The endpoint, or our client for it, cannot do this."""
 

@@ -141,7 +141,9 @@ def _read_page(root: Any) -> ListPage:
         )
         for key, etag, size, modified, storage_class in _rows(root, paths)
     )
-    prefixes = tuple(_decode(prefix, encoded=encoded) for prefix in paths.prefixes(root))
+    if len({info.key for info in objects}) < len(objects):  # not S3: a key is told twice
+        objects = tuple({info.key: info for info in objects}.values())
+    prefixes = tuple(dict.fromkeys(_decode(prefix, encoded=encoded) for prefix in paths.prefixes(root)))
     token = paths.token(root) if paths.truncated(root) == "true" else ""
     return ListPage(objects, prefixes, token or None)
 
