@@ -40,7 +40,7 @@ class Scene:
 
     store: Retrying
     patient: Retrying
-    """The same, which tries again: an answer without a body leaves a connection in the pool that its fault still has."""
+    """The same, which tries again: an answer without a body leaves a connection in the pool that its fault holds."""
     server: Server
     bucket: str
     oid: ObjectId
