@@ -74,7 +74,6 @@ CONNECTIONS = 32
 IMPORT_WORKERS = 16
 """LIST requests at a time; half of the connections stay for what programs wait for."""
 STARTUP_DEADLINE_S = 10.0
-REQUEST_DEADLINE_S = 60.0
 REIMPORT_S = 30.0
 PROGRESS_S = 0.5
 SHUTDOWN_S = 60.0
@@ -134,7 +133,7 @@ async def _running(
     opened = opened_cache(config.bucket, config.cache, block_size=BLOCK_SIZE, stats=stats)
     async with opened as cache, trio.open_nursery() as background:
         slots = Slots(Concurrency())
-        backoff = Backoff(deadline_s=REQUEST_DEADLINE_S)
+        backoff = Backoff(deadline_s=config.bucket.retry_for_s)
         store = Retrying(bare, backoff=backoff, stats=stats, on_throttled=slots.observe_throttled)
         journal, uploads = Journal(index), Uploads(store=store, index=index)
         copier = Copier(store=store, uploads=uploads, renames=_settings(config).is_directory_bucket)
@@ -414,7 +413,7 @@ def _stores(config: Config, bare: S3Store, stats: Stats) -> OpenStore:
         is_ours = bucket == config.bucket.name
         found = bare if is_ours else open_s3_store(replace(_settings(config), bucket=bucket), stats=stats)
         try:
-            yield Retrying(found, backoff=Backoff(deadline_s=REQUEST_DEADLINE_S), stats=stats)
+            yield Retrying(found, backoff=Backoff(deadline_s=config.bucket.retry_for_s), stats=stats)
         finally:
             if not is_ours:
                 with trio.CancelScope(shield=True):

@@ -123,6 +123,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "force-path-style": ("no", False),
     "requester-pays": ("1", True),
     "expected-bucket-owner": ("123456789012", "123456789012"),
+    "read-timeout": ("10s", 10.0),
+    "retry-for": ("5m", 300.0),
     "read-only": ("yes", True),
     "allow-other": ("on", True),
     "posix-metadata": ("lazy", "lazy"),
@@ -157,6 +159,12 @@ VALUES: dict[str, tuple[str, object]] = {
     "metrics-port": ("9321", 9321),
     "metrics-address": ("0.0.0.0", "0.0.0.0"),
 }
+
+
+@pytest.mark.parametrize("text", ["0", "indefinite", "0s"])
+def test_no_wait_is_endless(text: str) -> None:
+    with pytest.raises(UsageError, match="not for ever"):
+        load("bucket", "/mnt/x", {"retry-for": text}, environ={})
 
 
 def test_every_option_has_an_example_here() -> None:

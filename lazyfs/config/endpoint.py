@@ -8,6 +8,10 @@ from lazyfs.cache.engine import BucketAddress
 from lazyfs.config.options import BucketConfig
 from lazyfs.store.settings import S3Settings
 
+CONNECT_TIMEOUT_S = 5.0
+WHOLE_REQUEST_FACTOR = 10
+"""A request may last this many times the longest silence in it: a large extent on a slow line is no fault."""
+
 
 def s3_settings(bucket: BucketConfig, *, max_connections: int, bulk_connections: int | None = None) -> S3Settings:
     """The settings of the store for this bucket; `bulk_connections` are as many as the others unless told."""
@@ -20,6 +24,9 @@ def s3_settings(bucket: BucketConfig, *, max_connections: int, bulk_connections:
         force_path_style=bucket.force_path_style,
         requester_pays=bucket.requester_pays,
         expected_bucket_owner=bucket.expected_bucket_owner,
+        connect_timeout_s=min(CONNECT_TIMEOUT_S, bucket.read_timeout_s),
+        read_timeout_s=bucket.read_timeout_s,
+        request_timeout_s=bucket.read_timeout_s * WHOLE_REQUEST_FACTOR,
         max_connections=max_connections,
         bulk_connections=max_connections if bulk_connections is None else bulk_connections,
     )

@@ -42,6 +42,7 @@ from lazyfs.config.values import (
     parse_storage_class,
     parse_switch,
     parse_text,
+    parse_time_limit,
     parse_ttl,
 )
 from lazyfs.core.units import parse_duration, parse_size
@@ -138,6 +139,22 @@ class BucketConfig:
     )
     expected_bucket_owner: str | None = _option(
         "expected-bucket-owner", parse_account, "ACCOUNT", "Refuse the bucket unless this AWS account owns it."
+    )
+    read_timeout_s: float = _option(
+        "read-timeout",
+        parse_time_limit,
+        "TIME",
+        "The longest silence of the server in one request; ten times that is the longest request.",
+        default=30.0,
+        default_text="30s",
+    )
+    retry_for_s: float = _option(
+        "retry-for",
+        parse_time_limit,
+        "TIME",
+        "How long a request that fails for the server's or the network's sake is tried again before a program is told.",
+        default=60.0,
+        default_text="60s",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -99,6 +100,14 @@ def parse_ttl(text: str) -> float:
     seconds = parse_duration(text)
     if seconds < 1:
         raise UsageError(f"{text} is too short: at least 1s")
+    return seconds
+
+
+def parse_time_limit(text: str) -> float:
+    """Seconds that something may last: some, and not for ever."""
+    seconds = parse_duration(text)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{text} is no time to wait: more than nothing, and not for ever")
     return seconds
 
 

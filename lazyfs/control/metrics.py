@@ -29,6 +29,7 @@ _KINDS = (
     "put",
     "copy",
     "copy_part",
+    "rename",
     "delete",
     "create_upload",
     "upload_part",

@@ -57,6 +57,10 @@ class AccessDeniedError(StoreError):
     errno = errno.EACCES
 
 
+class ExpiredCredentialsError(AccessDeniedError):
+    """The credentials were good once. There may be others by now."""
+
+
 class PreconditionFailedError(StoreError):
     """The object is not the version that the request named."""
 
@@ -71,6 +75,10 @@ class StaleError(StoreError):
 
 class ArchivedError(StoreError):
     """The object sits in an archive storage class and has not been restored."""
+
+
+class UnorderedListingError(StoreError):
+    """The endpoint does not list in the order of keys, so that nothing follows from where a page ends."""
 
 
 class NotSupportedByStoreError(StoreError):

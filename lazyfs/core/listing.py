@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import lt
 from typing import NamedTuple
 
 from lazyfs.core.types import ObjectInfo
@@ -75,6 +77,11 @@ def component_problem(component: str) -> str | None:
     except UnicodeEncodeError:
         return "not UTF-8"
     return "path component over 255 bytes" if len(encoded) > MAX_COMPONENT_BYTES else None
+
+
+def in_order(keys: Sequence[str], *, after: str) -> bool:
+    """Whether `keys`, those of one page, ascend from the key `after`, which the page before ended with."""
+    return not keys or (after < keys[0] and all(map(lt, keys, islice(keys, 1, None))))
 
 
 def ancestors(path: str) -> list[str]:

@@ -93,10 +93,14 @@ ANY = Condition()
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A multipart upload in progress. It ends in complete or abort, never in neither."""
+    """A multipart upload in progress. It ends in complete or abort, never in neither.
+
+    `begun_ns` is when that was by the server's clock, in whole seconds, where a list of uploads tells it; else 0.
+    """
 
     key: str
     upload_id: str
+    begun_ns: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
-from lazyfs.core.errors import LazyfsError, StoreError
+from lazyfs.core.errors import LazyfsError, StoreError, UnorderedListingError
 from lazyfs.core.keyspace import KeySpace, Segment
-from lazyfs.core.listing import Entry, PageFacts, ancestors, slice_of_directory, slices_of_keys
+from lazyfs.core.listing import Entry, PageFacts, Slice, ancestors, in_order, slice_of_directory, slices_of_keys
 from lazyfs.core.types import ListPage, ObjectInfo
 from lazyfs.index.base import Applied, Change
 from lazyfs.index.database import Index
 from lazyfs.store.base import Store
+
+log = logging.getLogger(__name__)
 
 PAGE = 1000
 """Keys that a LIST returns at the most; S3 has no larger page."""
@@ -31,6 +34,8 @@ CHECKPOINT_PAGES = 50
 """After so many pages the way that is left is written down, for a daemon that is killed."""
 RESUMABLE_S = 3600.0
 """An unfinished import older than this begins anew: its first pages are too old to build on."""
+IDLE_PAGES = 1000
+"""Pages in a row that bring nothing new. S3 may give empty ones; a server that gives so many of them never ends."""
 _STATE = "unfinished import"
 
 
@@ -102,15 +107,22 @@ class Importer:
         self.progress = ImportProgress("running", started_s=self._clock_ns() / 1e9)
         try:
             if self._sorted_keys:
-                await _Run(self, space, began_ns).run()
-                await self._settle_cuts(space, began_ns)
-                await self._index.set_meta(_STATE, "")
-            else:
+                await self._import_in_order(space, began_ns)
+            if not self._sorted_keys:
                 await _Walk(self).run()
         except BaseException as error:
             self.progress.state, self.progress.error = "failed", str(error)
             raise
         self.progress.state, self.progress.finished_s = "done", self._clock_ns() / 1e9
+
+    async def _import_in_order(self, space: KeySpace, began_ns: int) -> None:
+        try:
+            await _Run(self, space, began_ns).run()
+            await self._settle_cuts(space, began_ns)
+        except UnorderedListingError as error:
+            self._distrust(error)
+            self.progress.objects = self.progress.directories = 0
+        await self._index.set_meta(_STATE, "")
 
     async def import_below(self, path: str) -> None:
         """Make the index agree with directory `path` (empty or ending in `/`) and all below it. LazyfsError; what was
@@ -137,6 +149,7 @@ class Importer:
             page = await self._store.list_page(
                 self._root, start_after=self._root + segment.cursor if segment.cursor else "", limit=PAGE
             )
+            _check_order(page, after=self._root + segment.cursor if segment.cursor else "")
             facts, upto, count = _facts(page, root=self._root, segment=segment)
             applied = await self._index.apply_page(facts, listing, page_ns=page_ns, began_ns=began_ns)
         self.progress.objects += count
@@ -178,34 +191,94 @@ class Importer:
         The paths of the directories in it. Where keys are sorted each page is applied when it is there, and `on_page`
         is called with the name of its last entry.
         """
+        if self._sorted_keys:
+            try:
+                return await self._list_in_order(path, on_page)
+            except UnorderedListingError as error:
+                self._distrust(error)
+        return await self._list_whole(path, on_page)
+
+    def _distrust(self, error: UnorderedListingError) -> None:
+        """From now on nothing follows from the place of a key in a page."""
+        if self._sorted_keys:
+            log.warning("%s: listing directory by directory, which is slower", error)
+        self._sorted_keys = False
+
+    async def _list_in_order(self, path: str, on_page: Callable[[str], None]) -> list[str]:
         began_ns = self._clock_ns()
         inner: list[str] = []
-        objects: list[ObjectInfo] = []
-        prefixes: list[str] = []
-        after, token, last = "", None, False
+        pages, after, last = _Pages(self._store, self._root + path), "", False
         while not last:
             with self._index.listing() as listing:
                 page_ns = self._clock_ns()
-                page = await self._store.list_page(self._root + path, delimiter="/", token=token, limit=PAGE)
-                token, last = page.next_token, page.next_token is None
-                objects += page.objects
-                prefixes += page.prefixes
+                page, last = await pages.next()
                 self.progress.pages += 1
-                if not self._sorted_keys and not last:
-                    continue
-                piece, skipped = slice_of_directory(path, objects, prefixes, root=self._root, after=after, last=last)
+                pages.brought(len(page.objects) + len(page.prefixes))
+                _check_order(page, after=self._root + path + after if after else "")
+                piece, skipped = slice_of_directory(
+                    path, page.objects, page.prefixes, root=self._root, after=after, last=last
+                )
                 facts = PageFacts([piece], [path] if last else [], skipped)
                 applied = await self._index.apply_page(facts, listing, page_ns=page_ns, began_ns=began_ns)
-            self._tell(applied)
-            inner += [path + entry.name for entry in piece.entries if entry.is_dir]
-            self.progress.objects += len(objects)
-            objects, prefixes, after = [], [], piece.upto or after
+            self._learnt(applied, path, piece, inner)
+            after = piece.upto or after
             on_page(after)
         return inner
+
+    async def _list_whole(self, path: str, on_page: Callable[[str], None]) -> list[str]:
+        """As one slice, when all pages are there; what changed here meanwhile is not decided by any of them."""
+        began_ns = self._clock_ns()
+        inner: list[str] = []
+        objects: dict[str, ObjectInfo] = {}
+        prefixes: dict[str, None] = {}
+        pages, last = _Pages(self._store, self._root + path), False
+        with self._index.listing() as listing:
+            while not last:
+                page, last = await pages.next()
+                self.progress.pages += 1
+                known = len(objects) + len(prefixes)
+                objects |= {info.key: info for info in page.objects}
+                prefixes |= dict.fromkeys(page.prefixes)
+                pages.brought(len(objects) + len(prefixes) - known)
+            piece, skipped = slice_of_directory(path, objects.values(), prefixes, root=self._root, after="", last=True)
+            facts = PageFacts([piece], [path], skipped)
+            applied = await self._index.apply_page(facts, listing, page_ns=began_ns, began_ns=began_ns)
+        self._learnt(applied, path, piece, inner)
+        on_page("")
+        return inner
+
+    def _learnt(self, applied: Applied, path: str, piece: Slice, inner: list[str]) -> None:
+        self._tell(applied)
+        inner += [path + entry.name for entry in piece.entries if entry.is_dir]
+        self.progress.objects += sum(not entry.is_dir for entry in piece.entries)
 
     def _tell(self, applied: Applied) -> None:
         self.progress.directories += applied.directories
         self._on_changes(applied.changes)
+
+
+class _Pages:
+    """The pages of one directory, in turn. StoreError when the endpoint goes round in circles."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._token: str | None = None
+        self._idle = 0
+
+    async def next(self) -> tuple[ListPage, bool]:
+        """The next page, and whether it is the last one."""
+        page = await self._store.list_page(self._prefix, delimiter="/", token=self._token, limit=PAGE)
+        if page.next_token is not None and page.next_token == self._token:
+            raise StoreError(f"LIST {self._prefix!r}: the endpoint gives the same page for ever")
+        self._token = page.next_token
+        return page, page.next_token is None
+
+    def brought(self, news: int) -> None:
+        """The page had so many entries that none before it had."""
+        self._idle = 0 if news else self._idle + 1
+        if self._idle > IDLE_PAGES:
+            raise StoreError(f"LIST {self._prefix!r}: the endpoint gives pages without end, and nothing new in them")
 
 
 class _Workers:
@@ -286,6 +359,11 @@ class _Run(_Workers):
             self._pages += 1
             if self._pages % CHECKPOINT_PAGES == 0:
                 await self._importer.keep(self._space, self._began_ns)
+
+
+def _check_order(page: ListPage, *, after: str) -> None:
+    if not in_order([info.key for info in page.objects], after=after) or not in_order(page.prefixes, after=after):
+        raise UnorderedListingError("the endpoint does not list in the order of keys")
 
 
 def _facts(page: ListPage, *, root: str, segment: Segment) -> tuple[PageFacts, str | None, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from lazyfs.core.errors import (
     AccessDeniedError,
     ArchivedError,
+    ExpiredCredentialsError,
     NoSuchBucketError,
     NoSuchUploadError,
     NotFoundError,
@@ -49,11 +50,11 @@ _BY_CODE: dict[str, type[StoreError]] = {
     "TooManyRequests": ThrottledError,
     "ServiceUnavailable": ThrottledError,
     "AccessDenied": AccessDeniedError,
-    "InvalidAccessKeyId": AccessDeniedError,
+    "InvalidAccessKeyId": ExpiredCredentialsError,  # a key that was rotated
     "SignatureDoesNotMatch": AccessDeniedError,
-    "ExpiredToken": AccessDeniedError,
-    "InvalidToken": AccessDeniedError,
-    "TokenRefreshRequired": AccessDeniedError,
+    "ExpiredToken": ExpiredCredentialsError,
+    "InvalidToken": ExpiredCredentialsError,
+    "TokenRefreshRequired": ExpiredCredentialsError,
     "RequestTimeTooSkewed": AccessDeniedError,
     "AllAccessDisabled": AccessDeniedError,
     "AccountProblem": AccessDeniedError,
@@ -101,6 +102,8 @@ def store_error(status: int, code: str, message: str, what: str, *, region: str 
         # S3 asks for a new upload here, not for another completion:
         # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
         kind = NoSuchUploadError
+    if status == 400 and what.startswith("HEAD ") and kind is StoreError:
+        kind = ExpiredCredentialsError  # as S3 answers it, without a body that would say so
     advice = _ADVICE.get(code) or one_line(message) or f"status {status}"
     if region and kind is StoreError:
         advice = f"the bucket is in region {region}: set --region {region}"

@@ -7,12 +7,10 @@ for through the SDK before: redirects to another region are its business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 from urllib.parse import quote
 
-import trio
-
+from lazyfs.core.errors import TransientStoreError
 from lazyfs.core.types import ANY, Buffer, Condition, Part, Upload
 from lazyfs.store.answers import absent_is_not_this_version
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
@@ -20,21 +18,18 @@ from lazyfs.store.checksum import crc32c
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.sdk import sign, translated
 from lazyfs.store.settings import S3Settings
+from lazyfs.store.threads import Threads
 from lazyfs.store.wire import Wire
-
-T = TypeVar("T")
 
 
 class BodySender:
     """Sends bodies to the bucket of `settings`, as the user of `control`."""
 
-    def __init__(
-        self, settings: S3Settings, control: ControlPlane, wire: Wire, *, limiter: trio.CapacityLimiter
-    ) -> None:
+    def __init__(self, settings: S3Settings, control: ControlPlane, wire: Wire, threads: Threads) -> None:
         self._settings = settings
         self._control = control
         self._wire = wire
-        self._limiter = limiter
+        self._threads = threads
 
     def accepts(self, key: str) -> bool:
         """Whether the SDK is not needed: for the sessions of directory buckets and for ARNs it is, and urllib3 would
@@ -49,10 +44,11 @@ class BodySender:
 
         def send() -> str:
             headers = _creation(options) | _conditions(condition) | self._encryption() | self._checksum(body)
-            return self._send(f"PUT {key!r}", key, {}, headers, body)
+            return self._send(what, key, {}, headers, body)
 
+        what = f"PUT {key!r}"
         with absent_is_not_this_version(condition):
-            return await self._in_thread(send)
+            return await self._threads.run(what, send, body_bytes=len(body))
 
     async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
         """See Store.upload_part."""
@@ -60,15 +56,13 @@ class BodySender:
         def send() -> Part:
             checksum = self._checksum(body)
             query = {"partNumber": str(number), "uploadId": upload.upload_id}
-            etag = self._send(f"upload part {number} of {upload.key!r}", upload.key, query, checksum, body)
+            etag = self._send(what, upload.key, query, checksum, body)
             return Part(number, etag, len(body), checksum.get("x-amz-checksum-crc32c", ""))
 
-        return await self._in_thread(send)
+        what = f"upload part {number} of {upload.key!r}"
+        return await self._threads.run(what, send, body_bytes=len(body))
 
     # -- inside ---------------------------------------------------------------------------------------------------
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
 
     def _send(self, what: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: Buffer) -> str:
         with translated(what):
@@ -78,7 +72,10 @@ class BodySender:
             signed = {**headers, **self._control.signed_headers}
             if not self._settings.no_sign_request:
                 signed = sign("PUT", url, signed, self._control.credentials(), self._control.region)
-        return self._wire.send("PUT", url, headers=signed, what=what, body=body).headers.get("ETag", "").strip('"')
+        etag: str = self._wire.send("PUT", url, headers=signed, what=what, body=body).headers.get("ETag", "").strip('"')
+        if not etag and not key.endswith("/"):  # the gateway gives markers none
+            raise TransientStoreError(f"{what}: the answer lacks ETag")
+        return etag
 
     def _checksum(self, body: Buffer) -> dict[str, str]:
         return {} if self._settings.checksum == "none" else {"x-amz-checksum-crc32c": crc32c(body)}

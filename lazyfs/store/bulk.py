@@ -28,6 +28,7 @@ from lazyfs.core.errors import (
     NotSupportedByStoreError,
     PreconditionFailedError,
     StoreError,
+    TransientStoreError,
     TruncatedError,
 )
 from lazyfs.core.types import Buffer, ObjectId, Range
@@ -36,8 +37,6 @@ from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.settings import Credentials, S3Settings
 
 _CREDENTIALS_TTL = datetime.timedelta(minutes=5)
-# A request as a whole may last this many times the longest silence in it: a large extent on a slow line is no fault.
-_WHOLE_REQUEST_FACTOR = 10
 # obstore's errors tell their cause only in their text, which the debug form of Rust's error follows.
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
@@ -53,14 +52,27 @@ class BulkReader:
     def __init__(self, settings: S3Settings, control: ControlPlane, *, limiter: trio.CapacityLimiter) -> None:
         self._limiter = limiter
         self._provider = _Provider(control.credentials)
-        provider: Any = None if settings.no_sign_request else self._provider
-        self._store = ObstoreStore(
-            settings.bucket,
-            config=_config(settings, control),
-            client_options=_client_options(settings, control),
+        self._settings = settings
+        self._control = control
+        self._version = control.credentials_version
+        self._store = self._make()
+
+    def _make(self) -> ObstoreStore:
+        provider: Any = None if self._settings.no_sign_request else self._provider
+        return ObstoreStore(
+            self._settings.bucket,
+            config=_config(self._settings, self._control),
+            client_options=_client_options(self._settings, self._control),
             retry_config={"max_retries": 0, "retry_timeout": datetime.timedelta(0)},
             credential_provider=provider,
         )
+
+    def _current(self) -> ObstoreStore:
+        """The client, made anew when the credentials are others: it keeps for minutes what the provider told."""
+        version = self._control.credentials_version
+        if version != self._version:
+            self._store, self._version = self._make(), version
+        return self._store
 
     @staticmethod
     def accepts(key: str) -> bool:
@@ -82,7 +94,7 @@ class BulkReader:
 
     def _read_any(self, key: str, limit_bytes: int) -> Buffer:
         with self._translated(f"GET {key!r}"):
-            answer = obstore.get(self._store, key)
+            answer = obstore.get(self._current(), key)
             # What is too large is known before its body is read.
             return memoryview(answer.bytes()) if answer.meta["size"] <= limit_bytes else b""
 
@@ -92,8 +104,10 @@ class BulkReader:
         if oid.etag:
             options["if_match"] = f'"{oid.etag}"'
         with self._translated(what):
-            answer = obstore.get(self._store, oid.key, options=options)
+            answer = obstore.get(self._current(), oid.key, options=options)
             etag = (answer.meta["e_tag"] or "").strip('"')
+            if oid.etag and not etag:
+                raise TransientStoreError(f"{what}: the answer lacks ETag")
             if etag != oid.etag:
                 raise PreconditionFailedError(f"{what}: the object is another version now")
             body = memoryview(answer.bytes())
@@ -119,6 +133,8 @@ def translate(error: Exception, what: str) -> StoreError:
     if status is not None:
         code, message = _CODE.search(text), _MESSAGE.search(text)
         return store_error(int(status[1]), code[1] if code else "", message[1] if message else "", what)
+    if "BareRedirect" in text:  # obstore keeps neither its status nor its body
+        return store_error(301, "PermanentRedirect", "", what)
     if "NotPartial" in text:
         return NotSupportedByStoreError(f"{what}: the endpoint answers a range with the whole object")
     if "UnexpectedRange" in text:
@@ -164,7 +180,7 @@ def _client_options(settings: S3Settings, control: ControlPlane) -> Any:
         "allow_http": control.endpoint_url.startswith("http://"),
         "connect_timeout": datetime.timedelta(seconds=settings.connect_timeout_s),
         "read_timeout": datetime.timedelta(seconds=settings.read_timeout_s),
-        "timeout": datetime.timedelta(seconds=settings.read_timeout_s * _WHOLE_REQUEST_FACTOR),
+        "timeout": datetime.timedelta(seconds=settings.request_timeout_s),
         "pool_max_idle_per_host": str(settings.bulk_connections),
         "user_agent": "lazyfs",
     }

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-import trio
 from lxml import etree
 
 from lazyfs.core.errors import TransientStoreError
 from lazyfs.core.types import ListPage, ObjectInfo
 from lazyfs.store.s3 import ControlPlane
+from lazyfs.store.threads import Threads
 from lazyfs.store.wire import Wire, local_name, parse_error, parser
 
 _NS = 1_000_000_000
@@ -29,10 +29,10 @@ _MAX_PAGE = 1000
 class Lister:
     """Lists pages. Needs a ControlPlane only for its signature."""
 
-    def __init__(self, control: ControlPlane, wire: Wire, *, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, control: ControlPlane, wire: Wire, threads: Threads) -> None:
         self._control = control
-        self._limiter = limiter
         self._wire = wire
+        self._threads = threads
 
     async def list_page(
         self,
@@ -53,8 +53,8 @@ class Lister:
             params["ContinuationToken"] = token
         elif start_after:
             params["StartAfter"] = start_after
-        fetch = functools.partial(self._fetch, params, f"LIST {prefix!r}")
-        return await trio.to_thread.run_sync(fetch, abandon_on_cancel=True, limiter=self._limiter)
+        what = f"LIST {prefix!r}"
+        return await self._threads.run(what, functools.partial(self._fetch, params, what))
 
     def _fetch(self, params: dict[str, Any], what: str) -> ListPage:
         url = self._control.presigned_list_url(params)
@@ -88,7 +88,9 @@ def _read_page(root: Any) -> ListPage:
         )
         for key, etag, size, modified, storage_class in _rows(root, paths)
     )
-    prefixes = tuple(_decode(prefix, encoded=encoded) for prefix in paths.prefixes(root))
+    if len({info.key for info in objects}) < len(objects):  # not S3: a key is told twice
+        objects = tuple({info.key: info for info in objects}.values())
+    prefixes = tuple(dict.fromkeys(_decode(prefix, encoded=encoded) for prefix in paths.prefixes(root)))
     token = paths.token(root) if paths.truncated(root) == "true" else ""
     return ListPage(objects, prefixes, token or None)
 

@@ -185,6 +185,13 @@ class MemoryStore:
         self._end("get", key)
         return body if len(body) <= limit_bytes else b""
 
+    credentials_version = 0
+
+    async def renew_credentials(self, version: int) -> bool:
+        """See probe.Probeable. There are none."""
+        await trio.lowlevel.checkpoint()
+        return False
+
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
         """See probe.Probeable: what the endpoint itself does with a range GET."""
         await self._begin("get", key, span)
@@ -207,7 +214,7 @@ class MemoryStore:
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
         """See Store.create_upload."""
         await self._begin("create_upload", key)
-        upload = Upload(key, f"upload-{next(self._numbers)}")
+        upload = Upload(key, f"upload-{next(self._numbers)}", self._clock() // _NS * _NS)
         self._uploads[upload.upload_id] = _Pending(upload, options)
         self._end("create_upload", key)
         return upload

@@ -35,7 +35,17 @@ class RangeAnswer:
 
 
 class Probeable(Store, Protocol):
-    """A Store that also tells what the server answers, before lazyfs checks the answer by itself."""
+    """A Store that also tells what the server answers, before lazyfs checks the answer by itself, and whose credentials
+    may expire."""
+
+    @property
+    def credentials_version(self) -> int:
+        """Another number whenever requests begin to be signed with other credentials."""
+        ...
+
+    async def renew_credentials(self, version: int) -> bool:
+        """Whether there are other credentials now than those of `version`; they are looked for where they came from."""
+        ...
 
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
         """The server's own answer, 200, 206 or 412; `if_match` is an ETag without quotes. Other errors raise."""

@@ -29,6 +29,7 @@ from lazyfs.store.listing import Lister
 from lazyfs.store.probe import RangeAnswer
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.settings import S3Settings
+from lazyfs.store.threads import Threads
 from lazyfs.store.wire import Wire
 
 if TYPE_CHECKING:
@@ -97,6 +98,15 @@ class S3Store:
         body = await self._bulk.get_any(key, limit_bytes=limit_bytes)
         self._stats.add("s3.bytes.read", len(body))
         return body
+
+    @property
+    def credentials_version(self) -> int:
+        """See probe.Probeable."""
+        return self._control.credentials_version
+
+    async def renew_credentials(self, version: int) -> bool:
+        """See probe.Probeable."""
+        return await self._control.renew_credentials(version)
 
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
         """See probe.Probeable."""
@@ -206,8 +216,10 @@ def open_s3_store(settings: S3Settings, *, stats: Stats, capabilities: Capabilit
     return S3Store(
         control=control,
         bulk=BulkReader(settings, control, limiter=trio.CapacityLimiter(settings.bulk_connections)),
-        lister=Lister(control, wire, limiter=trio.CapacityLimiter(settings.max_connections)),
-        bodies=BodySender(settings, control, wire, limiter=trio.CapacityLimiter(settings.max_connections)),
+        lister=Lister(control, wire, Threads(settings.max_connections, deadline_s=settings.request_timeout_s)),
+        bodies=BodySender(
+            settings, control, wire, Threads(settings.max_connections, deadline_s=settings.request_timeout_s)
+        ),
         wire=wire,
         stats=stats,
         capabilities=capabilities or Capabilities(),

@@ -6,8 +6,10 @@ inside the deadline of `Backoff`, and then the last error is raised as it is.
 The hard point is a lost answer: the first attempt may have done its work. A repeated read is harmless, and a repeated
 unconditional write makes the same object again; but a conditional put finds its own object in the way, and a repeated
 completion finds its upload gone. Then the object itself is asked: if it has the ETag and the size that ours must
-have, the call has succeeded. A repeated `create_upload` may leave an empty upload behind, which the sweep of
-`list_uploads` finds.
+have, the call has succeeded. A repeated `create_upload` may leave an empty upload behind, which is looked
+for and aborted.
+
+Credentials that have expired are looked for anew, once for each call: whoever has renewed them did so behind our back.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import trio
 
 from lazyfs.core.backoff import Backoff
 from lazyfs.core.errors import (
+    ExpiredCredentialsError,
     NoSuchUploadError,
     NotFoundError,
     PreconditionFailedError,
@@ -37,6 +40,8 @@ from lazyfs.store.probe import Probeable, RangeAnswer
 
 T = TypeVar("T")
 log = logging.getLogger("lazyfs.store")
+_CLOCK_STEP_S = 1
+"""Servers tell whole seconds."""
 
 
 class Retrying:
@@ -103,8 +108,38 @@ class Retrying:
         )
 
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
-        """See Store.create_upload."""
-        return await self._retry(lambda: self._inner.create_upload(key, options=options))
+        """See Store.create_upload. What an attempt without an answer has begun is aborted."""
+        started, lost = trio.current_time(), 0
+
+        async def create() -> Upload:
+            nonlocal lost
+            try:
+                return await self._inner.create_upload(key, options=options)
+            except ThrottledError:
+                raise  # refused, and nothing done
+            except TransientStoreError:
+                lost += 1
+                raise
+
+        upload = await self._retry(create)
+        if lost:
+            await self._abort_lost(upload, lost, trio.current_time() - started)
+        return upload
+
+    async def _abort_lost(self, ours: Upload, lost: int, elapsed_s: float) -> None:
+        """Abort what `lost` attempts within `elapsed_s` before `ours` may have begun: uploads of the same key, and no
+        older. If there are more than attempts, some are of somebody else, and all stay."""
+        try:
+            found = [upload for upload in await self.list_uploads(ours.key) if upload.key == ours.key]
+            begun_ns = next((upload.begun_ns for upload in found if upload == ours), None)
+            if begun_ns is None:
+                return
+            oldest_ns = begun_ns - int((elapsed_s + _CLOCK_STEP_S) * 1e9)
+            others = [upload for upload in found if upload != ours and oldest_ns <= upload.begun_ns <= begun_ns]
+            for upload in others if len(others) <= lost else ():
+                await self.abort_upload(upload)
+        except StoreError as error:  # it holds nothing; what was asked for has succeeded
+            log.info("an upload of %r that was begun twice may be left: %s", ours.key, error)
 
     async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
         """See Store.upload_part."""
@@ -168,11 +203,16 @@ class Retrying:
         attempt had, or None if the error stands.
         """
         started = trio.current_time()
-        attempt = 0
+        attempt, renewed = 0, False
         while True:
             attempt += 1
+            version = self._inner.credentials_version
             try:
                 return await call()
+            except ExpiredCredentialsError:
+                if renewed or not await self._inner.renew_credentials(version):
+                    raise
+                renewed = True
             except TransientStoreError as error:
                 await self._wait(attempt, trio.current_time() - started, error)
             except StoreError as error:

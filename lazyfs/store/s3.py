@@ -4,19 +4,20 @@
 - Bodies are sent as views, neither copied nor hashed for the signature: the payload is unsigned and a CRC32C of our
   own, computed once, goes along as `x-amz-checksum-crc32c`. Endpoints that know no checksums ignore the header.
 - SDK threads cannot be cancelled: a cancelled call returns at once and its thread ends by the timeouts.
+- An answer that lacks what the verb promises (a portal's page, half of an answer) is no answer: it is asked for again.
 """
 
 from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote, unquote_plus, urlsplit
 
 import boto3
 import botocore.exceptions as sdk
-import trio
 from botocore.config import Config
 
 from lazyfs.core.errors import (
@@ -25,24 +26,28 @@ from lazyfs.core.errors import (
     NotFoundError,
     NotSupportedByStoreError,
     PreconditionFailedError,
+    TransientStoreError,
     TruncatedError,
     UsageError,
 )
 from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part, Range, Upload
-from lazyfs.store.answers import NO_CREDENTIALS, absent_is_not_this_version, one_line
+from lazyfs.store.answers import NO_CREDENTIALS, absent_is_not_this_version, one_line, timed_out
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.checksum import crc32c, crc32c_of_parts
+from lazyfs.store.keys import Keys
 from lazyfs.store.metadata import changed, replacing
 from lazyfs.store.probe import RangeAnswer
 from lazyfs.store.sdk import DEFAULT_REGION, make_client, translate, translated
 from lazyfs.store.settings import Credentials, S3Settings, is_aws
+from lazyfs.store.threads import Threads
 
 __all__ = ["ControlPlane", "Credentials", "S3Settings", "translate"]
 
-T = TypeVar("T")
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NS = 1_000_000_000
 _PRESIGN_S = 300
+_PIECE = 256 * 1024
+"""Read at a time, so that a slow body is noticed; one that comes byte by byte is by whoever waits for the thread."""
 
 
 class ControlPlane:
@@ -53,17 +58,21 @@ class ControlPlane:
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
-        self._limiter = trio.CapacityLimiter(settings.max_connections)
-        try:
-            self._session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
-            self._client = make_client(self._session, settings)
-        except (sdk.BotoCoreError, ValueError) as error:
-            raise UsageError(one_line(str(error))) from None
+        self._threads = Threads(settings.max_connections, deadline_s=settings.request_timeout_s)
+        self._keys = Keys()
+        self._session, self._client = self._connect()
         self._common: dict[str, Any] = {"Bucket": settings.bucket}
         if settings.requester_pays:
             self._common["RequestPayer"] = "requester"
         if settings.expected_bucket_owner:
             self._common["ExpectedBucketOwner"] = settings.expected_bucket_owner
+
+    def _connect(self) -> tuple[Any, Any]:
+        try:
+            session = boto3.Session(profile_name=self._settings.profile, region_name=self._settings.region)
+            return session, make_client(session, self._settings)
+        except (sdk.BotoCoreError, ValueError) as error:
+            raise UsageError(one_line(str(error))) from None
 
     # -- what `bulk` and `listing` need to speak to the same endpoint as the same user -------------------------
 
@@ -100,6 +109,32 @@ class ControlPlane:
                 raise AccessDeniedError(NO_CREDENTIALS)
             frozen = found.get_frozen_credentials()
             return Credentials(str(frozen.access_key), str(frozen.secret_key), frozen.token)
+
+    @property
+    def credentials_version(self) -> int:
+        """See probe.Probeable."""
+        return self._keys.version
+
+    async def renew_credentials(self, version: int) -> bool:
+        """See probe.Probeable. A new session reads files and asks processes that an old one never looks at again."""
+        return await self._threads.run(
+            "find credentials", functools.partial(self._keys.renew, version, self._reconnect)
+        )
+
+    def _reconnect(self) -> bool:
+        before = self.credentials()
+        session, client = self._connect()
+        with translated("find credentials"):
+            found = session.get_credentials()
+            if found is None or found.get_frozen_credentials()[:3] == (
+                before.access_key,
+                before.secret_key,
+                before.token,
+            ):
+                client.close()
+                return False
+        self._session, self._client = session, client  # the old one ends with the last request that it has
+        return True
 
     def presigned_list_url(self, params: Mapping[str, Any]) -> str:
         """A signed URL for ListObjectsV2; to be sent with `signed_headers`. May block to refresh credentials."""
@@ -147,12 +182,13 @@ class ControlPlane:
 
     async def head(self, key: str) -> ObjectInfo:
         """See Store.head. A missing bucket looks like a missing key here: the answer to HEAD has no body."""
-        answer = await self._call(f"HEAD {key!r}", "head_object", Key=key)
+        what = f"HEAD {key!r}"
+        answer = await self._call(what, "head_object", Key=key)
         return ObjectInfo(
             key=key,
             etag=_etag(answer),
-            size=answer["ContentLength"],
-            mtime_ns=(answer["LastModified"] - _EPOCH) // datetime.timedelta(seconds=1) * _NS,
+            size=_told(answer, "ContentLength", what),
+            mtime_ns=_nanoseconds(_told(answer, "LastModified", what)),
             storage_class=answer.get("StorageClass", ""),
             metadata=answer.get("Metadata", {}),
             content_type=answer.get("ContentType", ""),
@@ -160,23 +196,26 @@ class ControlPlane:
 
     async def get_range(self, oid: ObjectId, span: Range) -> Buffer:
         """See Store.get_range; for keys and endpoints that `bulk` cannot serve."""
-        return await self._in_thread(functools.partial(self._get_range, oid, span))
+        return await self._threads.run(f"GET {oid.key!r}", functools.partial(self._get_range, oid, span))
 
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
         """See probe.Probeable."""
-        return await self._in_thread(functools.partial(self._range_answer, key, span, if_match))
+        return await self._threads.run(f"GET {key!r}", functools.partial(self._range_answer, key, span, if_match))
 
     async def put(
         self, key: str, body: Buffer, *, options: PutOptions = DEFAULT_PUT, condition: Condition = ANY
     ) -> str:
         """See Store.put."""
+        what = f"PUT {key!r}"
 
         def send() -> str:
             params = {**self._creation(options), **_conditions(condition), **self._checksum(body)}
-            return _etag(self._request(f"PUT {key!r}", "put_object", Key=key, Body=memoryview(body), **params))
+            answer = self._request(what, "put_object", Key=key, Body=memoryview(body), **params)
+            # The gateway gives markers none.
+            return _etag(answer) if key.endswith("/") else _told_etag(answer, what)
 
         with absent_is_not_this_version(condition):
-            return await self._in_thread(send)
+            return await self._threads.run(what, send, body_bytes=len(body))
 
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
         """See Store.create_upload."""
@@ -184,25 +223,21 @@ class ControlPlane:
         if self._settings.checksum != "none":
             # S3 refuses part checksums of another kind than the one that was announced here.
             params |= {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
-        answer = await self._call(f"create upload of {key!r}", "create_multipart_upload", Key=key, **params)
-        return Upload(key, answer["UploadId"])
+        what = f"create upload of {key!r}"
+        answer = await self._call(what, "create_multipart_upload", Key=key, **params)
+        return Upload(key, str(_told(answer, "UploadId", what)))
 
     async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
         """See Store.upload_part."""
+        what = f"upload part {number} of {upload.key!r}"
 
         def send() -> Part:
             checksum = self._checksum(body)
-            answer = self._request(
-                f"upload part {number} of {upload.key!r}",
-                "upload_part",
-                **_upload_params(upload),
-                PartNumber=number,
-                Body=memoryview(body),
-                **checksum,
-            )
-            return Part(number, _etag(answer), len(body), checksum.get("ChecksumCRC32C", ""))
+            params = {**_upload_params(upload), "PartNumber": number, **checksum}
+            answer = self._request(what, "upload_part", Body=memoryview(body), **params)
+            return Part(number, _told_etag(answer, what), len(body), checksum.get("ChecksumCRC32C", ""))
 
-        return await self._in_thread(send)
+        return await self._threads.run(what, send, body_bytes=len(body))
 
     async def complete_upload(self, upload: Upload, parts: Sequence[Part], *, condition: Condition = ANY) -> str:
         """See Store.complete_upload. S3 checks the CRC32C of the whole object, combined from those of the parts."""
@@ -212,11 +247,10 @@ class ControlPlane:
         if whole is not None:
             params |= {"ChecksumCRC32C": whole, "ChecksumType": "FULL_OBJECT"}
         params["MultipartUpload"] = {"Parts": [_part_params(part) for part in ordered]}
+        what = f"complete {upload.key!r}"
         with absent_is_not_this_version(condition):
-            answer = await self._call(
-                f"complete {upload.key!r}", "complete_multipart_upload", **_upload_params(upload), **params
-            )
-        return _etag(answer)
+            answer = await self._call(what, "complete_multipart_upload", **_upload_params(upload), **params)
+        return _told_etag(answer, what)
 
     async def abort_upload(self, upload: Upload) -> None:
         """See Store.abort_upload."""
@@ -227,12 +261,16 @@ class ControlPlane:
 
     async def list_uploads(self, prefix: str) -> Sequence[Upload]:
         """See Store.list_uploads."""
-        answer = await self._call(
-            f"list uploads below {prefix!r}", "list_multipart_uploads", Prefix=prefix, EncodingType="url"
-        )
+        what = f"list uploads below {prefix!r}"
+        answer = await self._call(what, "list_multipart_uploads", Prefix=prefix, EncodingType="url")
+        _told(answer, "IsTruncated", what)
         encoded = answer.get("EncodingType") == "url"
         return [
-            Upload(unquote_plus(found["Key"]) if encoded else found["Key"], found["UploadId"])
+            Upload(
+                unquote_plus(found["Key"]) if encoded else found["Key"],
+                found["UploadId"],
+                _nanoseconds(found["Initiated"]) if "Initiated" in found else 0,
+            )
             for found in answer.get("Uploads", ())
         ]
 
@@ -243,14 +281,14 @@ class ControlPlane:
             params.pop(name, None)
         what = f"copy part {number} of {source.key!r} to {upload.key!r}"
         answer = await self._call(what, "upload_part_copy", CopySourceRange=_range_header(span), **params)
-        result = answer["CopyPartResult"]
-        return Part(number, _etag(result), span.size, result.get("ChecksumCRC32C", ""))
+        result = _told(answer, "CopyPartResult", what)
+        return Part(number, _told_etag(result, what), span.size, result.get("ChecksumCRC32C", ""))
 
     async def copy(self, source: ObjectId, key: str) -> str:
         """See Store.copy."""
-        params = self._copy_source(source)
-        answer = await self._call(f"copy {source.key!r} to {key!r}", "copy_object", Key=key, **params)
-        return _etag(answer["CopyObjectResult"])
+        what = f"copy {source.key!r} to {key!r}"
+        answer = await self._call(what, "copy_object", Key=key, **self._copy_source(source))
+        return _told_etag(_told(answer, "CopyObjectResult", what), what)
 
     async def rename(self, source: ObjectId, key: str, *, token: str) -> str:
         """See Store.rename. RenameObject tells no ETag, so a HEAD follows; not run against S3 Express."""
@@ -263,7 +301,8 @@ class ControlPlane:
 
     async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
         """See Store.set_metadata. A HEAD and a copy onto itself, of at most 5 GB; S3 has no other way."""
-        return await self._in_thread(functools.partial(self._set_metadata, oid, changes))
+        what = f"set metadata of {oid.key!r}"
+        return await self._threads.run(what, functools.partial(self._set_metadata, what, oid, changes))
 
     async def delete(self, key: str) -> None:
         """See Store.delete."""
@@ -279,32 +318,30 @@ class ControlPlane:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     async def _call(self, what: str, operation: str, **params: Any) -> Any:
-        return await self._in_thread(functools.partial(self._request, what, operation, **params))
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+        return await self._threads.run(what, functools.partial(self._request, what, operation, **params))
 
     def _request(self, what: str, operation: str, **params: Any) -> Any:
         with translated(what):
             return getattr(self._client, operation)(**self._common, **params)
 
-    def _set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
-        what = f"set metadata of {oid.key!r}"
-        now = self._request(what, "head_object", Key=oid.key)
-        if _etag(now) != oid.etag:
+    def _set_metadata(self, what: str, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
+        now = self._request(f"HEAD {oid.key!r}", "head_object", Key=oid.key)
+        if _told_etag(now, what) != oid.etag:
             raise PreconditionFailedError(f"{what}: the object is another version now")
         metadata = changed(now.get("Metadata", {}), changes)
         if metadata == now.get("Metadata", {}):
             return oid.etag
         params = {**replacing(now, metadata), **self._copy_source(oid)}
-        return _etag(self._request(what, "copy_object", Key=oid.key, **params)["CopyObjectResult"])
+        answer = self._request(what, "copy_object", Key=oid.key, **params)
+        return _told_etag(_told(answer, "CopyObjectResult", what), what)
 
     def _get_range(self, oid: ObjectId, span: Range) -> Buffer:
-        what = f"GET {oid.key!r}"
+        what, deadline = f"GET {oid.key!r}", time.monotonic() + self._settings.request_timeout_s
         params = {"IfMatch": f'"{oid.etag}"'} if oid.etag else {}
         answer = self._request(what, "get_object", Key=oid.key, Range=_range_header(span), **params)
         with translated(what), answer["Body"] as stream:
-            if _etag(answer) != oid.etag:
+            etag = _told_etag(answer, what) if oid.etag else _etag(answer)
+            if etag != oid.etag:
                 raise PreconditionFailedError(f"{what}: the object is another version now")
             sent = answer.get("ContentRange", "")
             if sent and not sent.startswith(f"bytes {span.start}-"):
@@ -312,7 +349,7 @@ class ControlPlane:
             if not sent and span.start != 0:
                 raise NotSupportedByStoreError(f"{what}: the endpoint does not serve ranges")
             # The amount is a limit: some endpoints answer with the whole object.
-            body: bytes = stream.read(span.size)
+            body = _read(stream, span.size, deadline, what)
         if len(body) != span.size:
             raise TruncatedError(f"{what}: {len(body)} of {span.size} bytes arrived")
         return body
@@ -352,6 +389,34 @@ class ControlPlane:
 
 def _etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag", "")).strip('"')
+
+
+def _nanoseconds(when: datetime.datetime) -> int:
+    """Since the epoch, in whole seconds."""
+    return (when - _EPOCH) // datetime.timedelta(seconds=1) * _NS
+
+
+def _told(answer: Mapping[str, Any], name: str, what: str) -> Any:
+    """The field `name` of an answer. TransientStoreError if it has none: then it is none of S3's."""
+    if name not in answer:
+        raise TransientStoreError(f"{what}: the answer lacks {name}")
+    return answer[name]
+
+
+def _told_etag(answer: Mapping[str, Any], what: str) -> str:
+    _told(answer, "ETag", what)
+    return _etag(answer)
+
+
+def _read(stream: Any, size: int, deadline: float, what: str) -> bytes:
+    """Up to `size` bytes of a body, until `deadline` on the monotonic clock. StoreTimeoutError."""
+    pieces: list[bytes] = []
+    while size > 0 and (piece := stream.read(min(size, _PIECE))):
+        pieces.append(piece)
+        size -= len(piece)
+        if time.monotonic() > deadline:
+            raise timed_out(what)
+    return b"".join(pieces)
 
 
 def _range_header(span: Range) -> str:

@@ -18,6 +18,10 @@ from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_ou
 from lazyfs.store.settings import Credentials, S3Settings, is_aws
 
 DEFAULT_REGION = "us-east-1"
+PIECE_BYTES = 64 * 1024
+"""Of a body, sent at a time: what a line must carry within the connection's timeout. As one piece, urllib3 would give
+the whole body no more time than that: a part of 8 MiB failed on every line of less than 1.6 MB/s, however often it was
+tried."""
 
 
 def make_client(session: Any, settings: S3Settings) -> Any:
@@ -43,7 +47,10 @@ def make_client(session: Any, settings: S3Settings) -> Any:
             user_agent_extra="lazyfs",
         )
         region = None if session.region_name or settings.endpoint_url is None else DEFAULT_REGION
-        return session.client("s3", endpoint_url=settings.endpoint_url, region_name=region, config=config)
+        client = session.client("s3", endpoint_url=settings.endpoint_url, region_name=region, config=config)
+        client.meta.events.register("before-send.s3", _send_in_pieces)
+        client.meta.events.register("before-call.s3", _follow_no_redirect)
+        return client
 
     if settings.force_path_style is not None:
         return make("path" if settings.force_path_style else "virtual")
@@ -70,6 +77,19 @@ def sign(method: str, url: str, headers: Mapping[str, str], credentials: Credent
 class _BodyUnsigned(S3SigV4Auth):  # type: ignore[misc]
     def payload(self, request: Any) -> str:
         return "UNSIGNED-PAYLOAD"
+
+
+def _follow_no_redirect(params: Any, **_: Any) -> None:
+    """Tell botocore that it has followed one. It would look for the bucket's region by a HEAD of its own, which nobody
+    counts, and whose redirect it follows in turn, without end. LIST follows none either: --region is to be right."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _send_in_pieces(request: Any, **_: Any) -> None:
+    """Views of the body instead of the body, whose length is told already: each is sent with a timeout of its own."""
+    if isinstance(request.body, memoryview) and request.body.nbytes > PIECE_BYTES:
+        body = request.body.cast("B")
+        request.body = tuple(body[start : start + PIECE_BYTES] for start in range(0, len(body), PIECE_BYTES))
 
 
 class translated:  # noqa: N801 - reads as a verb: `with translated("HEAD ..."):`

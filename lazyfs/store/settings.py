@@ -14,6 +14,7 @@ class S3Settings:
     max_connections     the limit of each of the connection pools of boto3 and of LIST, and of the threads that use them
     bulk_connections    the same of range GETs; connections and threads are made when they are needed
     read_timeout_s      the longest silence in a request, not the longest request
+    request_timeout_s   the longest request: a server that is never silent and never ends is one that does not answer
     checksum            "crc32c" or "none"
     sse, sse_kms_key_id server-side encryption of what is written
     """
@@ -28,6 +29,7 @@ class S3Settings:
     expected_bucket_owner: str | None = None
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
+    request_timeout_s: float = 300.0
     max_connections: int = 32
     bulk_connections: int = 32
     checksum: str = "crc32c"

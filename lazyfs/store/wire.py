@@ -18,10 +18,8 @@ from lazyfs.core.errors import StoreError, TruncatedError
 from lazyfs.core.types import Buffer
 from lazyfs.store.answers import store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
+from lazyfs.store.sdk import PIECE_BYTES
 from lazyfs.store.settings import S3Settings
-
-SLICE_BYTES = 256 * 1024
-"""Sent at a time, each within the time limit, which would be short for a whole part on a slow connection."""
 
 
 class Wire:
@@ -56,9 +54,9 @@ class Wire:
 
 def _slices(body: memoryview) -> Any:
     """As urllib3 sends it, whose types speak of bytes only."""
-    if len(body) <= SLICE_BYTES:
+    if len(body) <= PIECE_BYTES:
         return body
-    return (body[start : start + SLICE_BYTES] for start in range(0, len(body), SLICE_BYTES))
+    return (body[start : start + PIECE_BYTES] for start in range(0, len(body), PIECE_BYTES))
 
 
 def _make_pool(control: ControlPlane, max_connections: int) -> urllib3.PoolManager:

@@ -218,17 +218,86 @@ def test_sixteen_workers_are_busy_whatever_the_shape_and_waste_few_requests(shap
     assert rounds <= 1000 / 16 * (3 if shape == "lopsided" else 1.5), "the workers are busy nearly all the time"
 
 
-def test_a_listing_that_does_not_advance_is_an_error_and_not_a_loop(tmp_path: Path) -> None:
-    class Stuck(MemoryStore):
-        async def list_page(self, prefix: str, **_: object) -> ListPage:  # type: ignore[override]
-            return ListPage((await self.head("a"),), (), "again")
+class Hostile(MemoryStore):
+    """Three keys a page, in the manner of `how`; a token is the number of a page."""
 
-    store = Stuck(clock=lambda: 0)
-    store.put_now("a", b"")
+    def __init__(self, how: str) -> None:
+        super().__init__(clock=lambda: 0)
+        self.how = how
+
+    async def list_page(  # type: ignore[override]
+        self, prefix: str, *, delimiter: str = "", start_after: str = "", token: str | None = None, limit: int = 1000
+    ) -> ListPage:
+        whole = await super().list_page(prefix, delimiter=delimiter, start_after=start_after)
+        objects, prefixes = list(whole.objects), list(whole.prefixes)
+        if self.how == "disorder":
+            random_module.Random(1).shuffle(objects)
+            prefixes.reverse()
+        if self.how == "start-after is ignored":
+            objects = list((await super().list_page(prefix, delimiter=delimiter)).objects)
+        number = int(token or 0)
+        at = number - number // 2 if self.how == "each page twice" else number
+        more = str(number + 1)
+        match self.how:
+            case "same token for ever":
+                at, more = 0, "0"
+            case "same page for ever":
+                at = 0
+            case "empty pages for ever":
+                objects = prefixes = []
+            case _ if at * 3 + 3 >= max(len(objects), len(prefixes)):
+                more = ""
+        return ListPage(tuple(objects[at * 3 : at * 3 + 3]), tuple(prefixes[at * 3 : at * 3 + 3]), more or None)
+
+
+HOSTILE_KEYS = ["a", "b", "c", "d", "e/1", "e/2", "e/3", "e/4", "f/g/h", "x", "y", "z"]
+
+
+@pytest.mark.expect_warnings
+@pytest.mark.parametrize("how", ["disorder", "each page twice", "start-after is ignored"])
+@pytest.mark.parametrize("act", ["import", "directory"])
+def test_pages_in_any_order_or_twice_make_the_same_tree(
+    how: str, act: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that is there is taken for gone, though pages say less than they seem to. One warning tells it."""
+    store = Hostile(how)
+    for key in HOSTILE_KEYS:
+        store.put_now(key, b"x")
 
     async def work() -> None:
-        with pytest.raises(StoreError, match="does not advance"):
-            await importer_of(store, Index(tmp_path / "index.db", IDENTITY)).import_all()
+        index = Index(tmp_path / "index.db", IDENTITY)
+        importer = importer_of(store, index)
+        if act == "import":
+            await importer.import_all()
+            await importer.import_all(anew=True)
+        else:
+            await importer.list_directory("")
+            await importer.list_directory("e/")
+            await importer.list_directory("f/")
+            await importer.list_directory("f/g/")
+        assert tree_of(index) == tree_of_keys(dict.fromkeys(HOSTILE_KEYS, 1))
+
+    run_jumping(work)
+    if how == "disorder":
+        assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+@pytest.mark.expect_warnings
+@pytest.mark.parametrize("how", ["same token for ever", "same page for ever", "empty pages for ever"])
+@pytest.mark.parametrize("act", ["import", "directory"])
+def test_a_listing_that_never_ends_is_an_error_and_not_a_loop(
+    how: str, act: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lazyfs.index.importer.IDLE_PAGES", 20)
+    store = Hostile(how)
+    for key in HOSTILE_KEYS:
+        store.put_now(key, b"x")
+
+    async def work() -> None:
+        importer = importer_of(store, Index(tmp_path / "index.db", IDENTITY))
+        with pytest.raises(StoreError, match=r"for ever|without end|does not advance"):
+            await (importer.import_all() if act == "import" else importer.list_directory(""))
+        assert len(store.requests) < 200
 
     run_jumping(work)
 

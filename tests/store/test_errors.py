@@ -270,7 +270,7 @@ both_readers = pytest.mark.parametrize("key", ["dir/k", "dir//k"], ids=["obstore
         (http(206, b"2", *GOOD, length=3), TruncatedError),
         (http(206, b"23", *GOOD), TruncatedError),
         (http(206, b"234", 'ETag: "another"', *GOOD[1:]), PreconditionFailedError),
-        (http(206, b"234", *GOOD[1:]), PreconditionFailedError),
+        (http(206, b"234", *GOOD[1:]), TransientStoreError),
         (http(404, error_body("NoSuchKey")), NotFoundError),
         (http(416, error_body("InvalidRange")), PreconditionFailedError),
     ],
@@ -318,3 +318,38 @@ async def test_cancel_returns_while_the_endpoint_is_silent(settings: Callable[[i
         with trio.move_on_after(0.05) as scope:
             await VERBS[verb](store)
         assert scope.cancelled_caught
+
+
+async def test_a_body_that_goes_out_slowly_is_no_silence(aws_environment: pytest.MonkeyPatch) -> None:
+    """The whole of it takes longer than any silence may last, and than a connection may take."""
+    aws_environment.setenv("AWS_ACCESS_KEY_ID", "key")
+    aws_environment.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+    body = bytes(16 * 1024**2)
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(_slow_receiver, len(body))
+        settings = S3Settings(
+            "bucket", endpoint_url=f"http://127.0.0.1:{port}", connect_timeout_s=0.5, read_timeout_s=0.5
+        )
+        async with opened(settings) as store:
+            assert await store.put("k", body) == OID.etag
+        nursery.cancel_scope.cancel()
+
+
+async def _slow_receiver(size: int, *, task_status: trio.TaskStatus[int]) -> None:
+    """Takes a PUT of `size` bytes in pieces, with pauses that add up to more than a second."""
+    listener = trio.socket.socket()
+    listener.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 64 * 1024)  # or the kernel takes it all at once
+    await listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    with listener:
+        task_status.started(listener.getsockname()[1])
+        connection, _ = await listener.accept()
+        with connection:
+            left, pauses = size, 0
+            while left > 0 and (piece := await connection.recv(64 * 1024)):
+                left -= len(piece)
+                if (size - left) * 12 > size * pauses:
+                    pauses += 1
+                    await trio.sleep(0.1)
+            await connection.send(http(200, b"", GOOD[0]))
+            await trio.sleep_forever()

@@ -151,6 +151,35 @@ async def test_completion_of_an_upload_that_somebody_aborted_says_so() -> None:
         await store.complete_upload(upload, [part])
 
 
+async def test_an_upload_that_was_begun_without_an_answer_is_aborted() -> None:
+    seconds = [1_700_000_000]
+    inner, store, _ = make()
+    inner._clock = lambda: seconds[0] * 10**9
+    theirs = await inner.create_upload("k")
+    beside = await inner.create_upload("k2")
+    seconds[0] += 100
+    inner.hook = faulty([("after", "create_upload", UnreachableError("reset"))] * 2)
+    ours = await store.create_upload("k")
+    assert await inner.list_uploads("") == sorted([theirs, ours, beside], key=lambda one: (one.key, one.upload_id))
+
+
+async def test_of_an_upload_begun_twice_nothing_is_aborted_that_may_be_of_others() -> None:
+    inner, store, _ = make()
+    theirs = [await inner.create_upload("k") for _ in range(2)]
+    inner.hook = faulty([("before", "create_upload", UnreachableError("reset"))])
+    ours = await store.create_upload("k")
+    assert await inner.list_uploads("k") == [*theirs, ours]
+
+
+async def test_an_upload_that_was_refused_before_is_not_looked_for() -> None:
+    inner, store, _ = make()
+    theirs = await inner.create_upload("k")
+    inner.hook = faulty([("before", "create_upload", ThrottledError("slow down"))])
+    ours = await store.create_upload("k")
+    assert await inner.list_uploads("k") == [theirs, ours]
+    assert [request.verb for request in inner.requests].count("list_uploads") == 1, "ours, just now"
+
+
 async def test_question_after_a_lost_answer_is_retried_too() -> None:
     _, store, stats = make(("after", "put", UnreachableError("reset")), ("before", "head", ThrottledError("slow down")))
     await store.put("k", b"mine", condition=ABSENT)
