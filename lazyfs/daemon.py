@@ -240,7 +240,8 @@ async def _run_session(
 
 
 async def _stop_on_signal(mount: Mount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    # SIGHUP: the terminal of a mount in the foreground is closed. By default it would end us and leave a dead mount.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for received in signals:
             log.info("%s: unmounting", signal.Signals(received).name)

@@ -75,7 +75,7 @@ def test_the_mount_answers_when_the_command_returns(mount: Mounter, files: dict[
     assert int(Path(f"/sys/fs/fuse/connections/{os.minor(device)}/max_background").read_text()) >= 128
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_in_the_foreground_a_signal_unmounts(
     bucket: str, server: Server, client: Minio, tmp_path: Path, number: signal.Signals
 ) -> None:
