@@ -86,10 +86,17 @@ def _follow_no_redirect(params: Any, **_: Any) -> None:
 
 
 def _send_in_pieces(request: Any, **_: Any) -> None:
-    """Views of the body instead of the body, whose length is told already: each is sent with a timeout of its own."""
-    if isinstance(request.body, memoryview) and request.body.nbytes > PIECE_BYTES:
-        body = request.body.cast("B")
-        request.body = tuple(body[start : start + PIECE_BYTES] for start in range(0, len(body), PIECE_BYTES))
+    if isinstance(request.body, memoryview):
+        request.body = pieces(request.body)
+
+
+def pieces(body: memoryview) -> Any:
+    """Views of the body, or the body if it is small: as urllib3 sends it, whose types speak of bytes only, each with a
+    timeout of its own. Its length must be told besides."""
+    if body.nbytes <= PIECE_BYTES:
+        return body
+    body = body.cast("B")
+    return tuple(body[start : start + PIECE_BYTES] for start in range(0, len(body), PIECE_BYTES))
 
 
 class translated:  # noqa: N801 - reads as a verb: `with translated("HEAD ..."):`

@@ -18,7 +18,7 @@ from lazyfs.core.errors import StoreError, TruncatedError
 from lazyfs.core.types import Buffer
 from lazyfs.store.answers import store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
-from lazyfs.store.sdk import PIECE_BYTES
+from lazyfs.store.sdk import pieces
 from lazyfs.store.settings import S3Settings
 
 
@@ -38,7 +38,7 @@ class Wire:
             sent["Content-Length"] = str(len(body))
         try:
             answer = self._pool.request(
-                method, url, headers=sent, body=None if body is None else _slices(memoryview(body)),
+                method, url, headers=sent, body=None if body is None else pieces(memoryview(body)),
                 timeout=self._timeout, retries=False, redirect=False,
             )  # fmt: skip
         except urllib3.exceptions.HTTPError as error:
@@ -50,13 +50,6 @@ class Wire:
     def close(self) -> None:
         """Let go of connections."""
         self._pool.clear()
-
-
-def _slices(body: memoryview) -> Any:
-    """As urllib3 sends it, whose types speak of bytes only."""
-    if len(body) <= PIECE_BYTES:
-        return body
-    return (body[start : start + PIECE_BYTES] for start in range(0, len(body), PIECE_BYTES))
 
 
 def _make_pool(control: ControlPlane, max_connections: int) -> urllib3.PoolManager:
