@@ -52,6 +52,9 @@ class Index:
         self._holds: Counter[str] = Counter()
         self._let_go: dict[str, int] = {}
         """Paths that were held, and when they were let go, for as long as a listing is under way that began before."""
+        self._moving: list[str] = []
+        self._moved: list[tuple[str, int]] = []
+        """The same of paths under which everything is held."""
         self.files: int
         self.bytes: int
         self.files, self.bytes = self._writer.totals()
@@ -150,6 +153,7 @@ class Index:
             if not self._listings:
                 self._local.clear()
                 self._let_go.clear()
+                self._moved.clear()
 
     def note_local(self, parent: int, name: str) -> None:
         """`name` was just changed by us: what listings in progress say about it is out of date."""
@@ -171,6 +175,20 @@ class Index:
                 self._local_sequence += 1
                 self._let_go[path] = self._local_sequence
 
+    @contextlib.contextmanager
+    def renaming(self, *paths: str) -> Iterator[None]:
+        """For the body of the `with` the bucket says nothing about `paths`, nor about what lies below those that end in
+        `/`: halfway through, it has both names or neither. What is asked for before the end does not count either."""
+        self._moving += paths
+        try:
+            yield
+        finally:
+            for path in paths:
+                self._moving.remove(path)
+            if self._listings:
+                self._local_sequence += 1
+                self._moved += [(path, self._local_sequence) for path in paths]
+
     async def apply_page(self, facts: PageFacts, listing: Listing, *, page_ns: int, began_ns: int) -> Applied:
         """Make a page of a listing true. Directories that it completes count as listed since `began_ns`."""
         newer = self._newer_than(listing)
@@ -181,7 +199,8 @@ class Index:
     ) -> Applied:
         """Make it true that of `names` (entry names in `parent`) exactly `entries` exist."""
         newer = self._newer_than(listing)
-        path = (self.path(parent) or "") if self._holds or self._let_go else ""
+        holds = self._holds or self._let_go or self._moving or self._moved
+        path = (self.path(parent) or "") if holds else ""
         return await self._run(lambda: self._writer.apply_names(parent, names, entries, newer, now_ns, path))
 
     async def put_entry(self, parent: int, entry: Entry, *, now_ns: int, posix: Posix = UNKNOWN) -> Node:
@@ -244,7 +263,14 @@ class Index:
 
     def _newer_than(self, listing: Listing) -> Newer:
         names = frozenset(key for key, sequence in self._local.items() if sequence > listing.began)
-        return Newer(names, lambda path: path in self._holds or self._let_go.get(path, 0) > listing.began)
+        moved = [*self._moving, *(path for path, sequence in self._moved if sequence > listing.began)]
+
+        def is_held(path: str) -> bool:
+            if path in self._holds or self._let_go.get(path, 0) > listing.began:
+                return True
+            return any(path == one or (one.endswith("/") and path.startswith(one)) for one in moved)
+
+        return Newer(names, is_held)
 
     async def _run(self, work: Callable[[], Applied]) -> Applied:
         applied = await self._run_raw(work)

@@ -7,6 +7,7 @@ of handles.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -246,6 +247,10 @@ class Namespace:
         """The entry is gone, by our own doing."""
         await self._index.remove_entry(node.parent, node.entry)
         self._negative.put((node.parent, node.name), self._clock_ns(), 1)
+
+    def renaming(self, *keys: str) -> contextlib.AbstractContextManager[None]:
+        """While we give objects other names, what the bucket says of `keys`, and below them, is not believed."""
+        return self._index.renaming(*(key[len(self.root) :] for key in keys))
 
     async def move(
         self, node: Node, parent: int, name: str, *, etag: str, below: Mapping[str, str] = NOTHING_BELOW

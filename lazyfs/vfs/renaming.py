@@ -155,8 +155,9 @@ class Renamer:
                 moved = await self._write_back.rename_file(node, parent, name, key)
             else:
                 source = ObjectId(self._namespace.key(node), node.etag)
-                etag = await self._known(self._copier.move(source, key, node.size), source, key, node)
-                moved = await self._namespace.move(node, parent, name, etag=etag)
+                with self._namespace.renaming(source.key, key):
+                    etag = await self._known(self._copier.move(source, key, node.size), source, key, node)
+                    moved = await self._namespace.move(node, parent, name, etag=etag)
             if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
                 replaced.deleted = True
                 await replaced.discard()
@@ -197,6 +198,13 @@ class Renamer:
             for file in open_files:
                 self._follow_into(file)
             return
+        with self._namespace.renaming(old, new):
+            await self._move_objects(node, target, parent, name, old, new)
+        for file in open_files:
+            self._follow_into(file)
+
+    async def _move_objects(self, node: Node, target: Node | None, parent: int, name: str, old: str, new: str) -> None:
+        """All objects below `old` get keys below `new`, and then the directory its name; or nothing has changed."""
         objects = await self._listed(old)
         etags: dict[str, str] = {}
         """Of the copies, by path below the directory."""
@@ -221,8 +229,6 @@ class Renamer:
         files = {path: etag for path, etag in etags.items() if not path.endswith("/") and path}
         await self._namespace.move(node, parent, name, etag="", below=files)
         await self._journal.end(old)
-        for file in open_files:
-            self._follow_into(file)
 
     def _follow_into(self, file: OpenFile) -> None:
         file.node = self._namespace.node(file.node.ino)

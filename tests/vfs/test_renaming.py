@@ -362,3 +362,32 @@ def test_the_parts_of_a_copy_are_all_of_it_and_few_enough(size: int) -> None:
     assert all(before.stop == after.start for before, after in itertools.pairwise(ranges))
     assert len(ranges) <= 10_000
     assert max(span.size for span in ranges) <= max(copying.PART_BYTES, -(-size // 10_000))
+
+
+@pytest.mark.parametrize("old", ["f", "d"])
+async def test_news_of_a_rename_that_is_under_way_change_nothing(tmp_path: Path, old: str) -> None:
+    """Events tell of the deleted source before the index knows the new name."""
+    store = ScriptedStore()
+    for key in ("f", "d/x", "d/deep/y"):
+        store.put_now(key, key.encode())
+    async with mount(store, tmp_path) as m:
+        before = {path.removeprefix(old): body for path, body in (await walk(m)).items() if path.startswith(old)}
+        ino = (await m.lookup(old)).ino
+        moving, told = m.namespace.move, []
+
+        async def hear_first(*args: Any, **kwargs: Any) -> Any:
+            for key in [*bucket(store), "f", "d/x", "d/deep/y"]:
+                await m.namespace.learn(key)
+                told.append(key)
+            return await moving(*args, **kwargs)
+
+        m.namespace.move = hear_first  # type: ignore[method-assign]
+        await rename(m, old, "new")
+        assert told
+        found = await walk(m)
+        assert {path.removeprefix("new"): body for path, body in found.items() if path.startswith("new")} == before
+        assert (await m.lookup("new")).ino == ino
+        assert old not in await m.names()
+        store.put_now("new/later" if old == "d" else "new", b"foreign")
+        await m.namespace.learn("new/later" if old == "d" else "new")
+        assert await m.read("new/later" if old == "d" else "new") == b"foreign"
