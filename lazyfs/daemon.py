@@ -213,8 +213,7 @@ async def _serve(mount: Mount, on_ready: Callable[[], None], on_progress: Progre
             await nursery.start(_run_session, mount, nursery.cancel_scope)
             registry.register(config.mount.mountpoint, bucket=config.bucket.name)
             socket = registry.socket_path(config.mount.mountpoint)
-            verbs = {"status": mount.status, "export": mount.export, "leave_uploads": mount.leave_uploads}
-            verbs |= mount.lifecycle.verbs()
+            verbs = mount.verbs() | mount.lifecycle.verbs()
             await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
             background.start_soon(_bring_in, mount)
             on_ready()

@@ -46,9 +46,13 @@ def line(place: Place, entry: Document) -> str:
     path = shown(place.full(entry["path"]))
     if entry["kind"] == "directory":
         return f"{'directory':<10} {'':>21}  {path}"
+    state = entry["state"]
+    if entry.get("parts"):
+        state += " {}/{}".format(*entry["parts"])
     sizes = f"{format_size(entry['resident'])} of {format_size(entry['size'])}"
     reason = f" ({entry['error']})" if entry.get("error") else ""
-    return f"{entry['state']:<10} {sizes:>21}  {path}{reason}"
+    pinned = " pinned" if entry.get("pinned") else ""
+    return f"{state + pinned:<10} {sizes:>21}  {path}{reason}"
 
 
 def details(entry: Document) -> Iterator[str]:

@@ -10,6 +10,7 @@ import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
 from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.taskreport import written
 from lazyfs.cli.waiting import describe
 from lazyfs.control import registry
 from lazyfs.control.client import call
@@ -42,11 +43,17 @@ def list_tasks(mountpoint: str | None, as_json: bool) -> int:
 
 @task.command()
 @click.argument("id")
+@click.option("--report", metavar="FILE", help="Write what failed to a CSV: path, operation, error; - is stdout.")
 @click.option("--json", "as_json", is_flag=True, help="An object, for programs.")
-def show(id: str, as_json: bool) -> None:  # noqa: A002 - click hands it over by this name
+def show(id: str, report: str | None, as_json: bool) -> None:  # noqa: A002 - click hands it over by this name
     """Show a task, with what has failed of it."""
     registration = _owner(id)
     told = call(registration.socket, "task", id=id)
+    if report is not None:
+        with written(report) as rows:
+            rows.add_task(registration, told)
+        if report == "-":
+            return
     if as_json:
         click.echo(json.dumps({**told, "mountpoint": registration.mountpoint}))
         return
@@ -55,7 +62,7 @@ def show(id: str, as_json: bool) -> None:  # noqa: A002 - click hands it over by
     for what, reason in told["failures"]:
         click.echo(f"  {what}: {reason}")
     if told["failed"] > len(told["failures"]):
-        click.echo(f"  and {told['failed'] - len(told['failures']):,} more")
+        click.echo(f"  and {told['failed'] - len(told['failures']):,} more (lazyfs task show {id} --report FILE)")
 
 
 @task.command()

@@ -237,6 +237,12 @@ def parse_mount_options(text: str) -> dict[str, str]:
     return found
 
 
+def texts_in_file(file: Path | None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a TOML file says, by option name; None is the user's own file, which need not be there. UsageError."""
+    given = _from_toml(file, os.environ if environ is None else environ)
+    return {name: one.text for name, one in given.items()}
+
+
 def _from_toml(file: Path | None, environ: Mapping[str, str]) -> dict[str, Given]:
     if file is None:
         file = xdg_directory("XDG_CONFIG_HOME", ".config", environ) / "lazyfs" / "config.toml"

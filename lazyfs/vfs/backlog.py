@@ -72,6 +72,8 @@ class Backlog:
         self._since_s: dict[int, float] = {}
         self.failures: dict[int, LazyfsError] = {}
         """Why changes could not be carried out when that was last tried, by number."""
+        self.parts: dict[int, tuple[int, int]] = {}
+        """Of uploads of several parts that are under way: how many have arrived, and of how many; by number."""
         spool.room_will_come = lambda: len(self.pending) > 0 and not self.failures
 
     # -- what there is ------------------------------------------------------------------------------------------------
