@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from lazyfs.cli.places import Place, locate, shown
@@ -61,6 +62,8 @@ def details(entry: Document) -> Iterator[str]:
         told = format_ranges(Range(*span) for span in spans[:_SHOWN_RANGES])
         more = f" and {len(spans) - _SHOWN_RANGES:,} more" if len(spans) > _SHOWN_RANGES else ""
         yield f"  {tier:<8}{told}{more}"
+    if entry.get("opened_s") is not None:
+        yield f"  {'opened':<8}{datetime.fromtimestamp(entry['opened_s']).astimezone().isoformat(' ', 'seconds')}"
     if entry["etag"] is not None:
         yield f"  {'etag':<8}{entry['etag']}"
     yield f"  {'key':<8}{shown(entry['key'])}"

@@ -109,6 +109,7 @@ def file(path: str, facts: Facts, *, ranges: int) -> dict[str, Any]:
         "etag": None if facts.node.is_local else facts.node.etag,
         "key": facts.key,
         "stored_s": facts.stored_s,
+        "opened_s": facts.opened_s,
         "pinned": facts.pinned,
         "parts": facts.parts,
         "error": facts.error or None,

@@ -7,7 +7,7 @@ block becomes more recent by it. What the kernel keeps in its own page cache is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import trio
@@ -37,8 +37,9 @@ _NOWHERE: Mapping[str, Sequence[Range]] = MappingProxyType({})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """One file. `tiers` has the ranges of those that have any; `stored_s` is when the newest block on the disk was
-    stored there, in seconds since the epoch; `pinned` bytes are not evicted; of an upload of several parts `parts` says
-    how many have arrived, and of how many."""
+    stored there, `opened_s` when the file was opened last, in seconds since the epoch; `pinned` bytes are not evicted;
+    of an upload of several parts `parts` says how many have arrived, and of how many.
+    """
 
     node: Node
     key: str
@@ -46,6 +47,7 @@ class Facts:
     state: State
     tiers: Mapping[str, Sequence[Range]] = field(default_factory=lambda: _NOWHERE)
     stored_s: float | None = None
+    opened_s: float | None = None
     pinned: int = 0
     parts: tuple[int, int] | None = None
     error: str = ""
@@ -79,7 +81,8 @@ class FactsOf:
         held = await self._on_disk([self._oid(node, key) for node, key in nodes], [node.size for node, _ in nodes])
         found = []
         for number, ((node, key), disk) in enumerate(zip(nodes, held, strict=True), 1):
-            found.append(await self._file(node, key, disk))
+            facts = await self._file(node, key, disk)
+            found.append(replace(facts, opened_s=self._handles.opened_s(node.ino)))
             if number % _FILES_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         return found

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import trio
 
 from lazyfs.core.errors import BadHandleError, LazyfsError
+from lazyfs.core.eviction import LRU
 from lazyfs.index.base import Node
 from lazyfs.vfs.listings import DirectoryListing
 from lazyfs.vfs.reader import OpenObject
 from lazyfs.vfs.writer import Writer
+
+MAX_OPENED = 65_536
+"""Files of which it is remembered when they were opened last: some megabytes."""
 
 
 @dataclass(slots=True)
@@ -101,6 +106,7 @@ class Handles:
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._by_ino: dict[int, OpenFile] = {}
+        self._opened: LRU[int, float] = LRU()
 
     def __len__(self) -> int:
         return len(self._files) + len(self._directories)
@@ -114,6 +120,8 @@ class Handles:
         file.writers += writable
         fh = next(self._numbers)
         self._files[fh] = FileHandle(file, pid, writable)
+        self._opened.put(node.ino, time.time(), 1)
+        self._opened.trim(MAX_OPENED)
         return fh, file
 
     def file(self, fh: int) -> FileHandle:
@@ -126,6 +134,10 @@ class Handles:
     def by_ino(self, ino: int) -> OpenFile | None:
         """The file of inode `ino`, if it is open."""
         return self._by_ino.get(ino)
+
+    def opened_s(self, ino: int) -> float | None:
+        """When inode `ino` was opened last, in seconds since the epoch; None if it was not, or others were since."""
+        return self._opened.get(ino)
 
     def files(self) -> list[OpenFile]:
         """All open files."""
