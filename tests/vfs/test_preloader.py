@@ -15,7 +15,7 @@ from lazyfs.cache import disk
 from lazyfs.cache.disk import DiskTier
 from lazyfs.core.errors import AccessDeniedError
 from lazyfs.core.ranges import RangeSpec
-from lazyfs.core.types import ObjectId
+from lazyfs.core.types import ObjectId, Range
 from lazyfs.vfs import preloader
 from lazyfs.vfs.fetcher import BESIDE_BLOCKS
 from lazyfs.vfs.preloader import Preloader
@@ -285,7 +285,7 @@ async def test_beside_readers_it_asks_for_less_at_a_time(tmp_path: Path) -> None
             return [stop - start for start, stop in store.spans()[before:]]
 
         assert max(await widths("alone")) == 16 * 16
-        fh, _ = await m.open("read")
-        await m.fs.read(fh, 0, 1)
+        ino, fh = await m.open("read")
+        await m.fs.read(ino, fh, Range(0, 1))
         assert (await widths("beside"))[0] == BESIDE_BLOCKS * 16
-        await m.fs.release(fh)
+        await m.fs.release(ino, fh)
