@@ -7,7 +7,7 @@ reservation of memory for exactly the bytes that it fetches, and takes a slot on
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -32,6 +32,16 @@ MAX_RENAMES = 4
 """That one read follows: names may go in circles."""
 MAX_BECAME = 10_000
 """Uploads and renames of which it is remembered what they became, for who began to read before: seconds' worth."""
+
+
+SLOWEST_FIRST = ("s3", "shared", "disk", "spool")
+FAILED = "failed"
+"""Instead of a tier: of waits that ended in an error, or by a signal."""
+
+
+def slowest(tiers: Collection[str]) -> str:
+    """What a reader waited for, who waited for all of these."""
+    return next((tier for tier in SLOWEST_FIRST if tier in tiers), FAILED)
 
 
 Waiting: TypeAlias = Callable[[ObjectId, Range], Awaitable[Buffer | None]]
@@ -144,7 +154,7 @@ class Fetcher:
         self, waiting: Mapping[_BlockFlight, list[int]], found: dict[int, Buffer], tiers: dict[int, str]
     ) -> None:
         """Put into `found` and `tiers` what a reader wants of flights, and count how long it waits."""
-        began_s = trio.current_time()
+        began_s, came_from = trio.current_time(), FAILED
         self._stats.add("read.stalls")
         self._stats.add("read.waiting")
         try:
@@ -153,9 +163,12 @@ class Fetcher:
                 for block in wanted:
                     found[block] = arrived[block]
                     tiers[block] = flight.tiers.get(block, "s3")
+            came_from = slowest({tiers[block] for wanted in waiting.values() for block in wanted})
         finally:
+            took_ns = int((trio.current_time() - began_s) * 1e9)
             self._stats.add("read.waiting", -1)
-            self._stats.add("read.stall_ns", int((trio.current_time() - began_s) * 1e9))
+            self._stats.add("read.stall_ns", took_ns)
+            self._stats.observe(f"read.wait.{came_from}", took_ns)
 
     def _count(self, tiers: Mapping[int, str], span: Range, size: int) -> None:
         if len(tiers) == 1 or len(set(tiers.values())) == 1:
