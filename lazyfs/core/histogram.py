@@ -1,8 +1,8 @@
 """How long things took, in a bounded number of counters.
 
-Promises that a quantile is never told as less than it is, and as at most an eighth more; that count and sum are exact; and
-that two histograms add up to the one of both. The buckets are those of HdrHistogram with three bits: each power of two of
-microseconds is cut into eight equal parts, so that a bound that is a power of two of them is one of a bucket, too.
+Promises that a quantile is never told as less than it is, and as at most an eighth more; that count and sum are exact;
+and that two histograms add up to the one of both. The buckets are those of HdrHistogram with three bits: each power of
+two of microseconds is cut into eight equal parts, so that a bound that is such a power is one of a bucket, too.
 Source: http://hdrhistogram.org
 """
 
