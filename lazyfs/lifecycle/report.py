@@ -70,6 +70,7 @@ class Reports:
         throughput, first = self._fetcher.throughput, run.by_pass.get(1)
         followed = run.passes.files
         return {
+            "prefix": self._namespace.root,
             "since": "mount" if run.is_whole else "reset",
             "elapsed_s": now_s - run.began_s,
             "listing": self._namespace.importer.progress.told(time.time()),
