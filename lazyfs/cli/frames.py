@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lazyfs.cli.backlog import backlog_of
+from lazyfs.cli.places import shown
+from lazyfs.core.histogram import Histogram
 from lazyfs.core.units import format_duration, format_size
 
 Report = Mapping[str, Any]
 
 TIERS = ("memory", "disk", "shared", "s3", "spool")
+MAX_PROGRAMS = 8
+"""That a frame has room for."""
 _BAR = 20
 _STEPS = "▁▂▃▄▅▆▇█"
 
@@ -37,6 +41,10 @@ class Rates:
     def of(self, *names: str) -> float:
         """A second, of all these counters together."""
         grown = sum(self._after.get(name, 0) - self._before.get(name, 0) for name in names)
+        return self.a_second(grown)
+
+    def a_second(self, grown: float) -> float:
+        """What something that has grown by so much between the two has grown by in a second."""
         return float(grown / self._seconds) if self._seconds > 0 else 0.0
 
     def read(self) -> float:
@@ -64,6 +72,8 @@ def rows(before: Report | None, after: Report, history: Sequence[float] = ()) ->
         return
     rates = Rates(before, after)
     yield from _reading(rates, after, history)
+    yield from _waits(before, after)
+    yield from _programs(rates, before, after)
     yield from _requests(rates, after)
     yield from _writing(rates, after)
     yield from _keeping(after)
@@ -83,6 +93,45 @@ def _reading(rates: Rates, after: Report, history: Sequence[float]) -> Iterator[
     mean = f", {format_duration(waiting / stalls)} each" if stalls else ""
     now = stats.get("read.waiting", 0)
     yield Row("waiting", f"{waiting:.1f} readers on average{mean}; {now} now", alarm=waiting >= 1)
+
+
+def _waits(before: Report | None, after: Report) -> Iterator[Row]:
+    """How long reads that had to wait waited, in all and now."""
+    for tier, told in sorted(after.get("waits", {}).items()):
+        earlier = {} if before is None or before.get("pid") != after.get("pid") else before.get("waits", {})
+        now = Histogram.of_told(told).since(Histogram.of_told(earlier[tier]) if tier in earlier else None)
+        lately = f"; now {_within(now.told())}" if earlier and now.count else ""
+        yield Row(f"  for {tier}", f"{told['count']:,}: {_within(told)}{lately}")
+
+
+def _within(told: Report) -> str:
+    return f"half within {format_duration(told['p50_s'])}, 99 of 100 within {format_duration(told['p99_s'])}"
+
+
+def _programs(rates: Rates, before: Report | None, after: Report) -> Iterator[Row]:
+    """Who reads and writes what: those that do most of it now, then those that did something last."""
+    earlier = {_identity(one): one for one in (before or {}).get("programs", ())}
+    busy: list[tuple[float, int, float, float, Report]] = []
+    for one in after.get("programs", ()):
+        first = earlier.get(_identity(one), one)
+        read, written = (rates.a_second(one[name] - first[name]) for name in ("read_bytes", "written_bytes"))
+        if one["open_files"] or read or written:
+            busy.append((-read - written, len(busy), read, written, one))
+    for number, (_, _, read, written, one) in enumerate(sorted(busy, key=lambda entry: entry[:2])[:MAX_PROGRAMS]):
+        parts = []
+        for verb, rate, size in (("read", read, one["read_bytes"]), ("written", written, one["written_bytes"])):
+            if size:
+                parts.append(f"{_speed(rate)}, {format_size(size)} {verb}")
+        paths = [file["path"] + (" (writing)" if file["writable"] else "") for file in one["files"]]
+        if more := one["open_files"] - len(paths):
+            paths.append(f"and {more:,} more")
+        told = "; ".join(parts) or "nothing read yet"
+        who = f"{one['name'] or 'unknown'} ({one['pid']})"
+        yield Row("" if number else "programs", shown(f"{who}  {told}" + (f"  {', '.join(paths)}" if paths else "")))
+
+
+def _identity(program: Report) -> tuple[int, int]:
+    return program["pid"], program["started"]
 
 
 def _requests(rates: Rates, after: Report) -> Iterator[Row]:

@@ -42,6 +42,15 @@ class Histogram:
         self.count = 0
         self.total_ns = 0
 
+    @classmethod
+    def of_told(cls, told: Mapping[str, Any]) -> Histogram:
+        """The one of which `told` tells."""
+        made = cls()
+        for bound_s, count in told["buckets"]:
+            made._counts[bucket_of(round(bound_s * 1e9))] += count
+        made.count, made.total_ns = told["count"], round(told["sum_s"] * 1e9)
+        return made
+
     def add(self, duration_ns: int) -> None:
         """One more."""
         self._counts[bucket_of(duration_ns)] += 1

@@ -61,6 +61,7 @@ def test_two_add_up_and_the_difference_is_the_other_one(one: list[int], two: lis
 def test_what_is_told_is_enough_for_cumulative_counts(values: list[int]) -> None:
     made = of(values)
     told = made.told()
+    assert Histogram.of_told(told).told() == told
     assert told["count"] == len(values) == sum(count for _, count in told["buckets"])
     assert told["sum_s"] == pytest.approx(sum(values) / 1e9)
     assert told["p50_s"] <= told["p99_s"] <= told["max_s"]
