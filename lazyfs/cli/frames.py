@@ -14,6 +14,7 @@ from lazyfs.core.units import format_duration, format_size
 Report = Mapping[str, Any]
 
 TIERS = ("memory", "disk", "shared", "s3", "spool")
+_NEW: Report = {"read_bytes": 0, "written_bytes": 0, "waited_s": 0.0}
 MAX_PROGRAMS = 8
 """That a frame has room for."""
 _BAR = 20
@@ -36,7 +37,7 @@ class Rates:
         same = before is not None and before.get("pid") == after.get("pid") and "uptime_s" in before
         self._before: Report = before["stats"] if before is not None and same else after["stats"]
         self._after: Report = after["stats"]
-        self._seconds = after["uptime_s"] - before["uptime_s"] if before is not None and same else 0.0
+        self.seconds = after["uptime_s"] - before["uptime_s"] if before is not None and same else 0.0
 
     def of(self, *names: str) -> float:
         """A second, of all these counters together."""
@@ -45,7 +46,7 @@ class Rates:
 
     def a_second(self, grown: float) -> float:
         """What something that has grown by so much between the two has grown by in a second."""
-        return float(grown / self._seconds) if self._seconds > 0 else 0.0
+        return float(grown / self.seconds) if self.seconds > 0 else 0.0
 
     def read(self) -> float:
         """Bytes a second that programs read."""
@@ -111,23 +112,30 @@ def _within(told: Report) -> str:
 def _programs(rates: Rates, before: Report | None, after: Report) -> Iterator[Row]:
     """Who reads and writes what: those that do most of it now, then those that did something last."""
     earlier = {_identity(one): one for one in (before or {}).get("programs", ())}
-    busy: list[tuple[float, int, float, float, Report]] = []
-    for one in after.get("programs", ()):
-        first = earlier.get(_identity(one), one)
-        read, written = (rates.a_second(one[name] - first[name]) for name in ("read_bytes", "written_bytes"))
-        if one["open_files"] or read or written:
-            busy.append((-read - written, len(busy), read, written, one))
-    for number, (_, _, read, written, one) in enumerate(sorted(busy, key=lambda entry: entry[:2])[:MAX_PROGRAMS]):
-        parts = []
-        for verb, rate, size in (("read", read, one["read_bytes"]), ("written", written, one["written_bytes"])):
-            if size:
-                parts.append(f"{_speed(rate)}, {format_size(size)} {verb}")
-        paths = [file["path"] + (" (writing)" if file["writable"] else "") for file in one["files"]]
-        if more := one["open_files"] - len(paths):
-            paths.append(f"and {more:,} more")
-        told = "; ".join(parts) or "nothing read yet"
-        who = f"{one['name'] or 'unknown'} ({one['pid']})"
-        yield Row("" if number else "programs", shown(f"{who}  {told}" + (f"  {', '.join(paths)}" if paths else "")))
+    busy = []
+    for place, one in enumerate(after.get("programs", ())):
+        known = earlier.get(_identity(one), _NEW if one["age_s"] < rates.seconds else one)
+        read, written, waited = (
+            rates.a_second(one[name] - known[name]) for name in ("read_bytes", "written_bytes", "waited_s")
+        )
+        if one["open_files"] or read or written or waited:
+            busy.append((-read - written, place, _program(one, read, written, waited)))
+    for number, (_, _, told) in enumerate(sorted(busy)[:MAX_PROGRAMS]):
+        yield Row("" if number else "programs", shown(told))
+
+
+def _program(one: Report, read: float, written: float, waited: float) -> str:
+    parts = [
+        f"{_speed(rate)}, {format_size(size)} {verb}"
+        for verb, rate, size in (("read", read, one["read_bytes"]), ("written", written, one["written_bytes"]))
+        if size
+    ]
+    parts += [f"{waited:.1f} readers waiting"] if waited >= 0.05 else []
+    paths = [file["path"] + (" (writing)" if file["writable"] else "") for file in one["files"]]
+    if more := one["open_files"] - len(paths):
+        paths.append(f"and {more:,} more")
+    who = f"{one['name'] or 'unknown'} ({one['pid']})"
+    return "  ".join([who, "; ".join(parts) or "nothing read yet", *([", ".join(paths)] if paths else [])])
 
 
 def _identity(program: Report) -> tuple[int, int]:

@@ -157,6 +157,7 @@ def _program(account: Account, opened: Any) -> dict[str, Any]:
         "pid": account.program.pid,
         "started": account.program.started,
         "name": account.program.name,
+        "age_s": trio.current_time() - account.since_s,
         "opens": account.opens,
         "read_bytes": account.read_bytes,
         "written_bytes": account.written_bytes,

@@ -44,6 +44,7 @@ class Account:
     """What one program has done since it was first seen."""
 
     program: Program
+    since_s: float
     opens: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
@@ -175,7 +176,7 @@ class Accounting:
         program = self._program(thread)
         account = self._accounts.get(program.identity)
         if account is None:
-            account = self._accounts[program.identity] = Account(program)
+            account = self._accounts[program.identity] = Account(program, trio.current_time())
             if len(self._accounts) > MAX_PROGRAMS:
                 self._accounts.popitem(last=False)
         account.program = program  # it may call itself otherwise by now

@@ -56,21 +56,23 @@ def test_a_frame_is_what_happened_between_two_looks() -> None:
 
 def program(pid: int, read: int, written: int = 0, **more: Any) -> dict[str, Any]:
     one = {"pid": pid, "started": pid, "name": "python", "opens": 1, "read_bytes": read, "written_bytes": written}
-    return {**one, "waited_s": 0.5, "open_files": 0, "files": [], **more}
+    return {**one, "age_s": 60.0, "waited_s": 0.5, "open_files": 0, "files": [], **more}
 
 
 def test_who_reads_and_writes_what_busiest_first() -> None:
     file = {"path": "train/a\n", "writable": False, "read_bytes": 5, "written_bytes": 0}
     held = {"open_files": 3, "files": [file, {**file, "path": "b", "writable": True}]}
     before = {**BEFORE, "programs": [program(1, 0), program(2, 2 * 1024**2), program(3, 7)]}
-    new = program(9, 600, name="", open_files=1)
+    new = program(9, 600, name="", age_s=1.0, waited_s=2.0)
     after = {**AFTER, "programs": [program(1, 1024), program(2, 4 * 1024**2, 2048, **held), program(3, 7), new]}
     found = [" ".join(row.value.split()) for row in rows(before, after) if row.name in ("programs", "")]
     assert found == [
         "python (2) 1.0 MiB/s, 4.0 MiB read; 1.0 KiB/s, 2.0 KiB written train/a\\n, b (writing), and 1 more",
         "python (1) 512 B/s, 1.0 KiB read",
-        "unknown (9) 0 B/s, 600 B read and 1 more",
+        "unknown (9) 300 B/s, 600 B read; 1.0 readers waiting",
     ]
+    forgotten = {**AFTER, "programs": [program(4, 10**9, open_files=1)]}  # it did nothing when we looked before
+    assert told(before, forgotten)["programs"] == "python (4) 0 B/s, 953.7 MiB read and 1 more"
     many = {**AFTER, "programs": [program(pid, 9, open_files=1) for pid in range(1, 50)]}
     assert sum(row.name in ("programs", "") for row in rows(None, many)) == MAX_PROGRAMS
 
