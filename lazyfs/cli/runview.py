@@ -101,12 +101,17 @@ def _s3(s3: Report, file_mode: Report) -> Iterator[tuple[str, str]]:
 
 
 def _places(report: Report) -> Iterator[tuple[str, str]]:
-    files = report["files"]
+    files, directories = report["files"], report["directories"]
     yield "never opened", f"{files['never_opened']:,} of {files['listed']:,} files"
-    for number, row in enumerate(report["directories"]["hottest"]):
-        name = (row["path"] or ".") + (" and below" if row["is_sum"] else "")
-        told = f"{format_size(row['bytes']):>10}  {row['opens']:,} opens of {row['files']:,} files  {name}"
-        yield "hot" if number == 0 else "  ", told
+    for number, row in enumerate(directories["hottest"]):
+        told = f"{format_size(row['bytes']):>10}  {row['opens']:,} opens of {row['files']:,} files"
+        yield "" if number else "hot", f"{told}  {row['path'] or '.'}{' and below' if row['is_sum'] else ''}"
+    unread = directories["unread"]
+    if unread is not None and unread["count"]:
+        told = f"{unread['count']:,} directories, {unread['files']:,} files, {format_size(unread['bytes'])}"
+        yield "cold", f"{told} of which nothing was opened; the largest:"
+        for row in unread["largest"]:
+            yield "", f"{format_size(row['bytes']):>10}  {row['files']:,} files  {row['path'] or '.'}"
 
 
 def _speed(bytes_per_s: float) -> str:

@@ -51,6 +51,12 @@ class Directories:
         row.is_sum = True
         return row
 
+    def opened(self) -> frozenset[str] | None:
+        """Those of which anything was opened; None if the table was full, and that is not known any more."""
+        if any(row.is_sum for row in self._rows.values()):
+            return None
+        return frozenset(path for path, row in self._rows.items() if row.opens or row.bytes)
+
     def hottest(self, count: int) -> list[tuple[str, Read]]:
         """Those of which most bytes were read, then those that were opened most; none of which nothing is told."""
         used = (item for item in self._rows.items() if item[1].opens or item[1].bytes)

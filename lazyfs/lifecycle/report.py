@@ -1,12 +1,12 @@
 """What `lazyfs report` and `lazyfs top` ask: what the run was like so far, and which program reads and writes what.
 
-Promises that an answer is short, and that asking is no request of the bucket and waits for nothing.
+Promises that an answer is short, and that asking is no request of the bucket and holds up no reader.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import trio
@@ -15,6 +15,8 @@ from lazyfs.core.beginning import FIRST_BYTES, FIRST_FILES
 from lazyfs.core.directories import Read
 from lazyfs.core.histogram import Histogram
 from lazyfs.core.throughput import Throughput
+from lazyfs.index.database import Index
+from lazyfs.index.unread import unread_directories
 from lazyfs.vfs.accounting import Account, Accounting, Run
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.handles import FileHandle
@@ -34,8 +36,9 @@ _WAIT = "read.wait."
 class Reports:
     """One mount's. Counters go on for ever; a run is what they have grown by since it began."""
 
-    def __init__(self, *, namespace: Namespace, fetcher: Fetcher, accounting: Accounting) -> None:
+    def __init__(self, *, namespace: Namespace, index: Index, fetcher: Fetcher, accounting: Accounting) -> None:
         self._namespace = namespace
+        self._index = index
         self._fetcher = fetcher
         self._accounting = accounting
         self._stats: Mapping[str, int] = {}
@@ -48,10 +51,21 @@ class Reports:
 
     async def report(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The run so far; with `reset`, a new one begins then."""
-        told = self._told(self._accounting.settled(), trio.current_time())
+        run = self._accounting.settled()
+        told, opened = self._told(run, trio.current_time()), run.directories.opened()
         if arguments.get("reset"):
             self._reset()
+        told["directories"]["unread"] = None if opened is None else await self._unread(opened)
         return told
+
+    async def _unread(self, opened: Collection[str]) -> dict[str, Any]:
+        found = await trio.to_thread.run_sync(unread_directories, self._index.file, opened)
+        return {
+            "count": len(found),
+            "files": sum(one.files for one in found),
+            "bytes": sum(one.size for one in found),
+            "largest": [{"path": _short(one.path), "files": one.files, "bytes": one.size} for one in found[:HOTTEST]],
+        }
 
     async def programs(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """What programs have read and written since the mount began, and what they have open now."""

@@ -47,7 +47,7 @@ class Lifecycle:
             Usage(namespace=namespace, index=index, facts=facts),
             Releases(Releaser(namespace=namespace, facts=facts, fetcher=fetcher, cache=cache)),
             Refreshes(namespace=namespace, index=index, handles=filesystem.handles, backlog=backlog, tasks=tasks),
-            Reports(namespace=namespace, fetcher=fetcher, accounting=filesystem.accounting),
+            Reports(namespace=namespace, index=index, fetcher=fetcher, accounting=filesystem.accounting),
             Preloads(namespace=namespace, index=index, fetcher=fetcher, disk=cache.disk, tasks=tasks),
         )
 

@@ -55,6 +55,9 @@ def test_nothing_is_lost_in_a_full_table(events: list[tuple[str, int, int]], lim
     assert sum(row.bytes for _, row in rows) == sum(size for _, _, size in events)
     assert sum(row.files for _, row in rows) == sum(files for _, files, _ in events)
     assert sum(row.opens for _, row in rows) == len(events)
+    exact = {path for path, _, _ in events}
+    assert table.opened() in ({path for path, _, _ in events}, None)
+    assert (table.opened() is None) == (len(exact - {""}) > limit - 1)
     for name, row in rows:
         below = [event for event in events if event[0] == name or not name or event[0].startswith(name + "/")]
         exact = [event for event in events if event[0] == name]

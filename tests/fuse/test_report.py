@@ -67,6 +67,8 @@ def test_a_run_of_two_epochs(mount: Mounter, client: Minio, bucket: str, server:
         assert first["file_mode"]["opened_s"] == pytest.approx(size / first["s3"]["best_bytes_per_s"])
         hottest = {row["path"]: (row["files"], row["opens"]) for row in first["directories"]["hottest"]}
         assert hottest == {f"train/c{number}": (10, 10) for number in range(4)}
+        largest = [{"path": "never", "files": 1, "bytes": 1000}]
+        assert first["directories"]["unread"] == {"count": 1, "files": 1, "bytes": 1000, "largest": largest}
 
         read_all(m, files)  # the kernel's page cache answers: only the opens are seen
         second = of_pass(told(m), 2)

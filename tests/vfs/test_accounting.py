@@ -56,6 +56,22 @@ async def test_each_pass_has_its_opens_and_its_bytes_by_tier(tmp_path: Path) -> 
         assert told["waits"]["reads"] == told["waits"]["all"]["count"] == told["waits"]["tiers"]["s3"]["count"]
 
 
+async def test_cold_directories_are_those_of_which_nothing_was_opened(tmp_path: Path) -> None:
+    store = filled(root=7, hot__x=10, hot__deep__y=500, cold__a=30, cold__b=40, colder=0)
+    async with room(store, tmp_path) as (m, verbs):
+        await m.read("hot/x")
+        told = (await verbs["report"]({}))["directories"]["unread"]
+        assert [(one["path"], one["files"], one["bytes"]) for one in told["largest"]] == [
+            ("hot/deep", 1, 500),
+            ("cold", 2, 70),
+            ("", 2, 7),
+        ]
+        assert (told["count"], told["files"], told["bytes"]) == (3, 5, 577)
+        m.fs.accounting.run.directories._limit = 1
+        await m.read("cold/a")
+        assert (await verbs["report"]({}))["directories"]["unread"] is None, "cold counts for the root by now"
+
+
 async def test_what_is_open_counts_before_it_is_closed_and_only_once(tmp_path: Path) -> None:
     async with room(filled(f=100), tmp_path) as (m, verbs):
         ino, fh = await m.open("f")
