@@ -20,6 +20,12 @@ from tests.servers import Server
 MIB = 1024**2
 
 
+@pytest.fixture
+def _once(server: Server) -> None:
+    if server.name != "moto":
+        pytest.skip("the endpoint does not matter")
+
+
 def told(m: Mount, *options: str) -> dict[str, Any]:
     done = m.lazyfs("report", m.path, "--json", *options)
     assert done.returncode == 0, done.stderr
@@ -92,6 +98,7 @@ def test_a_run_of_two_epochs(mount: Mounter, client: Minio, bucket: str, server:
         assert m.status()["waits"]["s3"]["count"] == 40, "what Prometheus reads goes on"
 
 
+@pytest.mark.usefixtures("_once")
 def test_a_shard_that_is_read_and_not_closed(mount: Mounter, client: Minio, bucket: str, server: Server) -> None:
     shard = random_bytes(10 * MIB, 1)
     put(client, bucket, "shards/0", shard)
@@ -104,6 +111,7 @@ def test_a_shard_that_is_read_and_not_closed(mount: Mounter, client: Minio, buck
         assert sum(of_pass(found, 1)["bytes"].values()) == len(shard)
 
 
+@pytest.mark.usefixtures("_once")
 def test_who_reads_what_is_in_top(mount: Mounter, client: Minio, bucket: str) -> None:
     data = random_bytes(300_000, 1)
     put(client, bucket, "train/read", data)
@@ -137,6 +145,7 @@ def test_who_reads_what_is_in_top(mount: Mounter, client: Minio, bucket: str) ->
     until(lambda: m.status()["open_handles"] == 0, "all is closed")
 
 
+@pytest.mark.usefixtures("_once")
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="only lazyfs[bench] has matplotlib")
 def test_a_picture(mount: Mounter, client: Minio, bucket: str) -> None:
     put(client, bucket, "a $dir$ \N{SNOWMAN}/f", random_bytes(1000))
@@ -156,6 +165,7 @@ def test_a_picture(mount: Mounter, client: Minio, bucket: str) -> None:
     assert "cannot write" in nowhere.stderr
 
 
+@pytest.mark.usefixtures("_once")
 def test_a_mount_that_is_dead(mount: Mounter, bucket: str) -> None:
     m = mount()
     m.kill()
