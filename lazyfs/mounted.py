@@ -102,6 +102,7 @@ class Mount:
             "spool": None if self.spool is None else {"used": self.spool.used_bytes, "limit": self.spool.limit_bytes},
             "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
             "stats": dict(self.stats.snapshot()),
+            "waits": {tier: waits.told() for tier, waits in self.stats.histograms("read.wait.").items()},
             "skipped_keys": self.namespace.skipped_keys,
             "endpoint_supports": asdict(self.store.capabilities),
             "untuned": self.session.untuned,

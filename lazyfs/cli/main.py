@@ -20,6 +20,7 @@ COMMANDS = (
     "umount",
     "status",
     "top",
+    "report",
     "find",
     "preload",
     "release",

@@ -47,7 +47,7 @@ def status(paths: tuple[str, ...], recursive: bool, as_json: bool) -> int:
         echo_json(itertools.chain(map(_standard, reports), files))
         return troubles.exit_code
     if reports:
-        from lazyfs.cli.report import show  # noqa: PLC0415 - rich is slow to import
+        from lazyfs.cli.mountview import show  # noqa: PLC0415 - rich is slow to import
 
         show(reports, terminal=sys.stdout.isatty())
     elif not paths:

@@ -23,6 +23,7 @@ from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, Range
 from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import PutOptions, Store
+from lazyfs.vfs.accounting import Accounting
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.directories import DirectoryReader
@@ -69,6 +70,7 @@ class FileSystem:
         self.namespace = namespace
         self.policy = policy
         self.handles = Handles()
+        self.accounting = Accounting(self.handles, root=namespace.root, key_of=namespace.key)
         self._lost = LostAndFound(namespace.root, clock_ns)
         self._fsync_to_bucket = fsync_to_bucket
         self._store = store
@@ -253,6 +255,7 @@ class FileSystem:
         except BaseException:
             self.handles.close_file(fh)
             raise
+        self.accounting.opened(self.handles.file(fh))
         return fh
 
     def keeps_pages(self, ino: int) -> bool:
@@ -283,16 +286,20 @@ class FileSystem:
         fh, file = self.handles.open_file(node, pid=pid, writable=True)
         file.writer = self._writers.new(key, b"", Condition(absent=True), file)
         file.knows = 0 if self.write_back is None else self.write_back.backlog.pending.newest
+        self.accounting.opened(self.handles.file(fh))
         return fh, self._attributes(node)
 
     # -- reading and writing ----------------------------------------------------------------------------------------
 
     async def read(self, ino: int, fh: int, span: Range) -> Buffer:
         """The bytes of `span`, short only at the end of the file. StaleError, StoreError."""
-        file = self.handles.file(fh).file
+        handle = self.handles.file(fh)
+        file = handle.file
         if file.writer is not None and (not file.writer.is_clean or file.writer.is_readable):
             return await file.writer.read(span)
-        return await self._reader.read(self._writers.object(file), span)
+        data = await self._reader.read(self._writers.object(file), span, handle.tally)
+        self.accounting.read(handle, len(data))
+        return data
 
     async def write(self, ino: int, fh: int, offset: int, data: Buffer) -> int:
         """Take `data` at `offset`; its length. OutOfOrderError, and StoreError of what was sent before."""
@@ -302,7 +309,9 @@ class FileSystem:
         file = handle.file
         async with file.turn:
             try:
-                return await self._writers.write(file, offset, data)
+                written = await self._writers.write(file, offset, data)
+                handle.tally.written_bytes += written
+                return written
             except LazyfsError as error:
                 handle.refused = error
                 self._writers.spoiled.add(file.ino)
@@ -374,6 +383,7 @@ class FileSystem:
             log.error("%r was not uploaded: %s", file.node.name, error)
         finally:
             self.handles.close_file(fh)
+            self.accounting.closed(handle)
             if not file.writers:
                 self._writers.dismiss(file)  # whoever writes next begins anew, also while others go on reading
 

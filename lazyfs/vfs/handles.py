@@ -14,6 +14,7 @@ from lazyfs.core.eviction import LRU
 from lazyfs.index.base import Node
 from lazyfs.vfs.listings import DirectoryListing
 from lazyfs.vfs.reader import OpenObject
+from lazyfs.vfs.tally import Tally
 from lazyfs.vfs.writer import Writer
 
 MAX_OPENED = 65_536
@@ -57,7 +58,14 @@ class FileHandle:
 
     file: OpenFile
     pid: int
+    """Of the thread that opened it, as the kernel calls it."""
     writable: bool
+    passing: int = 0
+    """Which time it is that this run opens the file; see `core.passes`."""
+    tally: Tally = field(default_factory=Tally)
+    read_bytes: int = 0
+    """What has been settled of the tally; so is `written_bytes`."""
+    written_bytes: int = 0
     refused: LazyfsError | None = None
     """Why a write was refused since the last flush. The kernel tells the program, unless the write came from a mapping
     that outlives every descriptor."""
@@ -138,6 +146,10 @@ class Handles:
     def opened_s(self, ino: int) -> float | None:
         """When inode `ino` was opened last, in seconds since the epoch; None if it was not, or others were since."""
         return self._opened.get(ino)
+
+    def handles(self) -> list[FileHandle]:
+        """All handles on files."""
+        return list(self._files.values())
 
     def files(self) -> list[OpenFile]:
         """All open files."""
