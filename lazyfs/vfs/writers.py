@@ -125,6 +125,7 @@ class Writers:
         except BaseException:
             writer.close()
             raise
+        writer.expect(self._found(file))  # what waited for its upload may have come to the bucket meanwhile
         return self._install(file, writer)
 
     async def commit(self, file: OpenFile) -> None:
@@ -219,10 +220,12 @@ class Writers:
             writer = self.new(file.node.name, content, Condition(), file)
             writer.unlink()
             return writer
-        if file.node.is_local:  # write-back knows what the key will hold by then
-            return self.new(self._namespace.key(file.node), content, Condition(etag=LOCAL_ETAG), file)
-        oid = self.object(file).oid
-        return self.new(oid.key, content, Condition(etag=oid.etag), file)
+        key = self._namespace.key(file.node) if file.node.is_local else self.object(file).oid.key
+        return self.new(key, content, self._found(file), file)
+
+    def _found(self, file: OpenFile) -> Condition:
+        """What the key of `file`, which is there, must still hold; write-back knows what that is by then."""
+        return Condition(etag=LOCAL_ETAG if file.node.is_local else self.object(file).oid.etag)
 
     def _version(self, oid: ObjectId, size: int) -> OpenObject:
         return OpenObject(oid, size, ReadAhead(self._readahead))

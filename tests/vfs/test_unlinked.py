@@ -62,7 +62,7 @@ steps = st.lists(
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(back=st.just(False), way=st.sampled_from(["unlink", "replace"]), stored=st.booleans(), before=steps, after=steps)
+@given(back=st.booleans(), way=st.sampled_from(["unlink", "replace"]), stored=st.booleans(), before=steps, after=steps)
 def test_an_unlinked_file_is_what_a_local_file_would_be(
     back: bool, way: str, stored: bool, before: list[tuple[str, int, int]], after: list[tuple[str, int, int]]
 ) -> None:
@@ -82,6 +82,8 @@ def test_an_unlinked_file_is_what_a_local_file_would_be(
             else:
                 await getattr(m.fs, verb)(ino, fh)
             assert (await m.fs.getattr(ino)).size == len(model)
+
+    print(f"{back=} {way=} {stored=} {before=} {after=}")
 
     async def main(directory: Path) -> None:
         store = ScriptedStore()
