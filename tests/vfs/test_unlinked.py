@@ -83,8 +83,6 @@ def test_an_unlinked_file_is_what_a_local_file_would_be(
                 await getattr(m.fs, verb)(ino, fh)
             assert (await m.fs.getattr(ino)).size == len(model)
 
-    print(f"{back=} {way=} {stored=} {before=} {after=}")
-
     async def main(directory: Path) -> None:
         store = ScriptedStore()
         async with scene(store, directory, back=back, disk=directory / "disk") as m:
