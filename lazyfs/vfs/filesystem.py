@@ -342,7 +342,7 @@ class FileSystem:
         handle = self.handles.file(fh)
         file = handle.file
         handle.refused = None
-        if not handle.writable or file.writer is None:
+        if not handle.writable or file.writer is None or file.deleted:
             return
         if file.writer.is_dirty and self._still_open(handle.pid, file.node.ino, file.node.name):
             return

@@ -1,8 +1,7 @@
-"""Scratch files on real mounts: what programs unlink or replace while they have it open lives until their last close."""
+"""Scratch files on real mounts: what is unlinked or replaced while it is open lives until its last close."""
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import subprocess
@@ -130,7 +129,7 @@ def test_what_others_have_stored_is_unlinked_while_it_is_open(mount: Mounter, cl
 SQLITE = """
 import os, pathlib, sqlite3, sys
 db = sqlite3.connect(sys.argv[1] + "/db", isolation_level=None)
-db.executescript("PRAGMA temp_store = FILE; PRAGMA cache_size = 20; PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
+db.executescript("PRAGMA temp_store = FILE; PRAGMA cache_size = 20")
 db.execute("CREATE TEMP TABLE t (number INTEGER, text TEXT)")
 db.execute("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
            "INSERT INTO t SELECT (i * 7919) % 20011, hex(randomblob(100)) FROM n")
@@ -138,8 +137,8 @@ db.execute("CREATE INDEX temp.x ON t (text)")
 got = [row[0] for row in db.execute("SELECT number FROM t ORDER BY number")]
 assert got == sorted((i * 7919) % 20011 for i in range(1, 20001))
 assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-here = os.environ["SQLITE_TMPDIR"]
-assert any(str(fd.resolve()).startswith(here) for fd in pathlib.Path("/proc/self/fd").iterdir()), "it keeps them elsewhere"
+open_files = [str(fd.resolve()) for fd in pathlib.Path("/proc/self/fd").iterdir()]
+assert any(name.startswith(os.environ["SQLITE_TMPDIR"]) for name in open_files), "it keeps them elsewhere"
 """
 
 
@@ -157,17 +156,15 @@ def test_without_a_spool_a_scratch_file_is_at_most_a_part(mount: Mounter, client
     with tempfile.TemporaryFile(dir=m.path, buffering=0) as file:
         file.write(DATA[:MIB])
         assert os.pread(file.fileno(), MIB, 0) == DATA[:MIB]
-        with pytest.raises(OSError) as refused:
-            for start in range(0, len(DATA), MIB):
-                os.pwrite(file.fileno(), DATA[start : start + MIB], start)
-        assert refused.value.errno == errno.ENOSPC
+        file.write(DATA[MIB : 5 * MIB])
+        with pytest.raises(OSError, match="No space left"):
+            file.write(b"more")
     with open(m / "f", "wb", buffering=0) as file:
         for start in range(0, len(DATA), MIB):
             file.write(DATA[start : start + MIB])
         os.unlink(m / "f")
-        with pytest.raises(OSError) as refused:
+        with pytest.raises(OSError, match="Invalid argument"):
             file.write(b"more")
-        assert refused.value.errno == errno.EINVAL
     m.wait_closed()
     assert keys(client, bucket) == []
 
@@ -175,6 +172,5 @@ def test_without_a_spool_a_scratch_file_is_at_most_a_part(mount: Mounter, client
 def test_a_file_that_never_had_a_name_is_not_supported(mount: Mounter) -> None:
     """Programs then make one and unlink it, as tempfile does."""
     m = mount()
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match="not supported"):
         os.open(m.path, os.O_TMPFILE | os.O_RDWR)
-    assert refused.value.errno == errno.EOPNOTSUPP
