@@ -253,6 +253,19 @@ class Backlog:
             await self._journal.record((), [change.number])
             await self._forget(change)
 
+    # -- for who has open what is not wanted any more ----------------------------------------------------------------
+
+    def retain(self, change: Change) -> None:
+        """The content of a PUT, which is pending, is to stay here until `let_go`, whatever becomes of it."""
+        self._tokens[change.token] += 1
+
+    async def let_go(self, change: Change) -> None:
+        """Nobody has it open any more."""
+        async with self._turn:
+            if self._is_last(change):
+                await self._spool.drop(self._path(change.token), change.size)
+            self._need_no_more(change)
+
     # -- after a crash ------------------------------------------------------------------------------------------------
 
     async def recover(self) -> list[Change]:
@@ -315,11 +328,14 @@ class Backlog:
         self.failures.pop(change.number, None)
         del self._since_s[change.number]
         if change.token:
-            self._tokens[change.token] -= 1
-            if not self._tokens[change.token]:
-                del self._tokens[change.token]
-                self._bytes -= change.size
+            self._need_no_more(change)
         self._tell()
+
+    def _need_no_more(self, change: Change) -> None:
+        self._tokens[change.token] -= 1
+        if not self._tokens[change.token]:
+            del self._tokens[change.token]
+            self._bytes -= change.size
 
     def _tell(self) -> None:
         self._moved.set()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
+from lazyfs.core.changes import Change
 from lazyfs.core.errors import BadHandleError, LazyfsError
 from lazyfs.core.eviction import LRU
 from lazyfs.index.base import Node
@@ -35,7 +37,12 @@ class OpenFile:
     handles: int = 0
     writers: int = 0
     """How many of the handles may write."""
+    holds: int = 0
+    """How many need it here besides: see Handles.held."""
     deleted: bool = False
+    """Whether it has no name any more: nothing of it goes up, and it ends with its last handle."""
+    kept: Change | None = None
+    """Of a deleted file: whose content write-back keeps for it."""
     knows: int = 0
     """The newest change in write-back's backlog when this file was last changed."""
     extra: Mapping[str, str] = field(default_factory=dict)
@@ -45,11 +52,6 @@ class OpenFile:
 
     def __post_init__(self) -> None:
         self.ino = self.node.ino
-
-    async def discard(self) -> None:
-        """The file has no name any more: nothing of it goes up. The caller has its turn."""
-        if self.writer is not None:
-            await self.writer.discard()
 
 
 @dataclass(slots=True)
@@ -155,16 +157,29 @@ class Handles:
         """All open files."""
         return list(self._by_ino.values())
 
-    def close_file(self, fh: int) -> OpenFile | None:
-        """Forget handle `fh`; the file, if this was its last handle."""
+    def close_file(self, fh: int) -> None:
+        """Forget handle `fh`."""
         handle = self._files.pop(fh)
         file = handle.file
         file.handles -= 1
         file.writers -= handle.writable
-        if file.handles:
-            return None
-        del self._by_ino[file.ino]
-        return file
+        self._forget_if_unused(file)
+
+    @asynccontextmanager
+    async def held(self, node: Node) -> AsyncIterator[OpenFile]:
+        """The file of `node`, whoever opens or closes it meanwhile, and its turn, for the body of the ``with``."""
+        file = self._by_ino.setdefault(node.ino, OpenFile(node))
+        file.holds += 1
+        try:
+            async with file.turn:
+                yield file
+        finally:
+            file.holds -= 1
+            self._forget_if_unused(file)
+
+    def _forget_if_unused(self, file: OpenFile) -> None:
+        if not file.handles and not file.holds:
+            del self._by_ino[file.ino]
 
     def open_directory(self, handle: DirectoryHandle) -> int:
         """A number for `handle`."""

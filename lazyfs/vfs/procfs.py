@@ -58,10 +58,11 @@ def still_open(pid: int, ino: int, name: str) -> bool:
 def _is_it(pid: int, fd: str, ino: int, name: str) -> bool:
     """Whether this descriptor is that file; False if it was closed meanwhile."""
     try:
+        # First what costs least: a program may have thousands open, and the mount waits meanwhile.
+        if os.path.basename(os.readlink(f"/proc/{pid}/fd/{fd}")) not in (name, f"{name} (deleted)"):
+            return False
         with open(f"/proc/{pid}/fdinfo/{fd}") as file:
             facts = dict(line.split(":", 1) for line in file if ":" in line)
-        if int(facts.get("ino", "0")) != ino or not int(facts.get("flags", "0"), 8) & os.O_ACCMODE:
-            return False
-        return os.path.basename(os.readlink(f"/proc/{pid}/fd/{fd}")) in (name, f"{name} (deleted)")
+        return int(facts.get("ino", "0")) == ino and bool(int(facts.get("flags", "0"), 8) & os.O_ACCMODE)
     except (OSError, ValueError):
         return False

@@ -151,6 +151,8 @@ class Renamer:
             node = file.node
         replaced = self._handles.by_ino(target.ino) if target is not None else None
         async with replaced.turn if replaced is not None else contextlib.nullcontext():
+            if replaced is not None:
+                self._writers.remember(replaced)
             if self._write_back is not None:
                 moved = await self._write_back.rename_file(node, parent, name, key)
             else:
@@ -159,8 +161,7 @@ class Renamer:
                     etag = await self._known(self._copier.move(source, key, node.size), source, key, node)
                     moved = await self._namespace.move(node, parent, name, etag=etag)
             if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
-                replaced.deleted = True
-                await replaced.discard()
+                self._writers.unlink(replaced)
         if file is not None:
             file.node = moved
             self._follow(file, key, moved.etag)

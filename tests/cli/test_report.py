@@ -114,8 +114,10 @@ def test_what_a_report_says() -> None:
         ("S3", "8.0 MiB fetched; 32 requests of all kinds; 2.0 MiB/s while fetching, 5.0 MiB/s in the best second"),
         (
             "File mode",
-            "would have downloaded first, at the best second's 5.0 MiB/s: "
-            "10.0 MiB that were opened in 2.0 s, all 50.0 MiB in 10.0 s",
+            (
+                "would have downloaded first, at the best second's 5.0 MiB/s: "
+                "10.0 MiB that were opened in 2.0 s, all 50.0 MiB in 10.0 s"
+            ),
         ),
         ("never opened", "200 of 1,200 files"),
         ("hot", "6.0 MiB 20 opens of 10 files train and below"),
