@@ -26,6 +26,7 @@ from lazyfs.cache.spool import Spool, SpoolFile
 from lazyfs.core.changes import Change
 from lazyfs.core.errors import LazyfsError, NoRoomError
 from lazyfs.core.pending import Pending, Plan
+from lazyfs.core.posix import from_metadata
 from lazyfs.core.types import Buffer, ObjectId, ObjectInfo, Range
 from lazyfs.index.changes import ChangeJournal
 from lazyfs.index.database import Index
@@ -151,12 +152,16 @@ class Backlog:
             raise
 
     async def amend(self, key: str, changes: Mapping[str, str | None]) -> bool:
-        """Change metadata of what `key` shall become; False if nothing is pending for it. SpoolError."""
+        """Change metadata of what `key` shall become, durably; False if nothing is pending for it. SpoolError."""
+        if self.pending.made(key) is None:
+            return False
         async with self._turn:
             made = self.pending.made(key)
             if made is None:
                 return False
-            amended = replace(made, metadata=changed(made.metadata, changes))
+            metadata = changed(made.metadata, changes)
+            mtime_ns = from_metadata(metadata).mtime_ns
+            amended = replace(made, metadata=metadata, mtime_ns=made.mtime_ns if mtime_ns is None else mtime_ns)
             await self._journal.record([amended])
             self.pending.change(amended)
             return True

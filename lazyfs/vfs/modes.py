@@ -153,7 +153,9 @@ class Modes:
             if (before.mode, before.uid, before.gid) == (after.mode, after.uid, after.gid):
                 if changes.mtime_ns is None:
                     return node
-                return await self._note(node, file, Posix(mtime_ns=changes.mtime_ns))
+                time = Posix(mtime_ns=changes.mtime_ns)
+                await self.amend(node, time.to_metadata())
+                return await self._note(node, file, time)
             if node.kind is Kind.DIRECTORY:
                 await self.mark(node, after.to_metadata())
             elif self.is_stored(node, file):
