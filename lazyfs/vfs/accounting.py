@@ -166,8 +166,8 @@ class Accounting:
         handle.written_bytes += tally.written_bytes
         if tally.read_bytes:
             tiers = run.by_pass.setdefault(handle.passing, Pass()).tiers
-            tiers.update(tally.elsewhere)
-            tiers["memory"] += tally.read_bytes - sum(tally.elsewhere.values())
+            tiers.update(tally.by_tier)
+            tiers["memory"] += tally.read_bytes - sum(tally.by_tier.values())
             run.directories.add(self._directory(handle), size=tally.read_bytes)
         tally.clear()
 
