@@ -24,7 +24,7 @@ class Unread(NamedTuple):
 
 
 def unread_directories(index: Path, read: Collection[str]) -> list[Unread]:
-    """Those of the largest LOOKED_AT that have files and are not in `read`, largest first. A second for a million
+    """Those of the largest LOOKED_AT that have files and are not in `read`, largest first. Some seconds for a million
     files."""
     with contextlib.closing(connect(index)) as db:
         db.execute("PRAGMA query_only = 1")

@@ -1,8 +1,10 @@
-"""What one open of a file has been given and has given, until somebody takes it down."""
+"""What one open of a file has been given and has given, until somebody takes it down, and what a program has in all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from lazyfs.vfs.procfs import Program
 
 
 @dataclass(slots=True)
@@ -32,3 +34,15 @@ class Tally:
         self.has_read = self.has_read or self.read_bytes > 0
         self.read_bytes = self.written_bytes = self.waited_ns = 0
         self.by_tier.clear()
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """What one program has done since it was first seen, at `since_s`."""
+
+    program: Program
+    since_s: float
+    opens: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    waited_ns: int = 0
