@@ -36,7 +36,7 @@ from lazyfs.core.parts import multipart_etag
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import ANY, Buffer, Condition, ListPage, ObjectId, ObjectInfo, Part, Range, Upload
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
-from lazyfs.store.probe import Probeable, RangeAnswer
+from lazyfs.store.probe import RangeAnswer, Renewable
 
 T = TypeVar("T")
 log = logging.getLogger("lazyfs.store")
@@ -67,7 +67,7 @@ class Retrying:
 
     def __init__(
         self,
-        inner: Probeable,
+        inner: Renewable,
         *,
         backoff: Backoff,
         stats: Stats,

@@ -30,6 +30,8 @@ from lazyfs.vfs.tally import Tally
 log = logging.getLogger(__name__)
 
 MAX_ORIGINS = 100_000
+BESIDE_BLOCKS = 4
+"""Of an extent that is preloaded beside readers: what stands in their way is short then, and is still stored as one."""
 MAX_RENAMES = 4
 """That one read follows: names may go in circles."""
 MAX_BECAME = 10_000
@@ -222,7 +224,10 @@ class Fetcher:
         Waits until there is memory that no reader needs. StaleError, StoreError.
         """
         missing = self._not_coming(oid, blocks)
-        for extent in plan_extents(missing, self._extent_blocks):
+        while missing:
+            most = self._extent_blocks if self._slots.is_quiet else min(BESIDE_BLOCKS, self._extent_blocks)
+            extent = plan_extents(missing[:most], most)[0]
+            del missing[: len(extent)]
             await self._cache.memory.reserve_spare(self._span(extent, size).size)
             if self._not_coming(oid, extent) == list(extent):
                 await self._start(oid, size, extent, Urgency.PRELOAD).wait()

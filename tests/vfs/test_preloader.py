@@ -15,8 +15,9 @@ from lazyfs.cache import disk
 from lazyfs.cache.disk import DiskTier
 from lazyfs.core.errors import AccessDeniedError
 from lazyfs.core.ranges import RangeSpec
-from lazyfs.core.types import ObjectId
+from lazyfs.core.types import ObjectId, Range
 from lazyfs.vfs import preloader
+from lazyfs.vfs.fetcher import BESIDE_BLOCKS
 from lazyfs.vfs.preloader import Preloader
 from tests.vfs.building import Knobs, Mount, mounted
 from tests.vfs.stores import ScriptedStore
@@ -269,3 +270,22 @@ async def test_more_than_may_be_pinned_is_said(tmp_path: Path, monkeypatch: pyte
         preload = Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), pins=True)
         await run(m, preload)
         assert preload.progress.state == "full"
+
+
+async def test_beside_readers_it_asks_for_less_at_a_time(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    for name in ("alone", "beside", "read"):
+        store.put_now(name, content(1, 4000))
+    async with room(store, tmp_path, extent=16 * 16, block=16) as (m, _):
+
+        async def widths(name: str) -> list[int]:
+            before = len(store.spans())
+            inos = [(await m.lookup(name)).ino]
+            await run(m, Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), inos=inos))
+            return [stop - start for start, stop in store.spans()[before:]]
+
+        assert max(await widths("alone")) == 16 * 16
+        ino, fh = await m.open("read")
+        await m.fs.read(ino, fh, Range(0, 1))
+        assert (await widths("beside"))[0] == BESIDE_BLOCKS * 16
+        await m.fs.release(ino, fh)
