@@ -59,8 +59,10 @@ class Reports:
         told["directories"]["unread"] = None if opened is None else await self._unread(opened)
         return told
 
-    async def _unread(self, opened: Collection[str]) -> dict[str, Any]:
+    async def _unread(self, opened: Collection[str]) -> dict[str, Any] | None:
         found = await trio.to_thread.run_sync(unread_directories, self._index.file, opened)
+        if found is None:
+            return None
         return {
             "count": len(found),
             "files": sum(one.files for one in found),

@@ -73,6 +73,16 @@ async def test_cold_directories_are_those_of_which_nothing_was_opened(tmp_path: 
         assert (await verbs["report"]({}))["directories"]["unread"] is None, "cold counts for the root by now"
 
 
+async def test_an_index_that_somebody_deleted_is_only_not_told_of(tmp_path: Path) -> None:
+    async with room(filled(f=10), tmp_path) as (m, verbs):
+        for path in tmp_path.glob("index*"):
+            path.unlink()
+        told = await verbs["report"]({})
+        assert told["directories"]["unread"] is None
+        assert told["files"]["listed"] == 1
+        assert not m.index.file.exists()
+
+
 async def test_what_is_open_counts_before_it_is_closed_and_only_once(tmp_path: Path) -> None:
     async with room(filled(f=100), tmp_path) as (m, verbs):
         ino, fh = await m.open("f")
