@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from lazyfs.core.types import ROOT_INO
-from lazyfs.index.transactions import connect
+
+log = logging.getLogger(__name__)
 
 LOOKED_AT = 10_000
 """Directories, the largest: with more the rest is not looked at."""
@@ -23,18 +26,21 @@ class Unread(NamedTuple):
     size: int
 
 
-def unread_directories(index: Path, read: Collection[str]) -> list[Unread]:
-    """Those of the largest LOOKED_AT that have files and are not in `read`, largest first. A second for a million
-    files."""
-    with contextlib.closing(connect(index)) as db:
-        db.execute("PRAGMA query_only = 1")
-        rows = db.execute(
-            "SELECT parent, COUNT(*), SUM(size) FROM node WHERE entry != '' AND substr(entry, -1) != '/'"
-            " GROUP BY parent ORDER BY SUM(size) DESC, parent LIMIT ?",
-            (LOOKED_AT,),
-        ).fetchall()
-        found = (Unread(_path(db, parent), files, size) for parent, files, size in rows)
-        return [one for one in found if one.path not in read]
+def unread_directories(index: Path, read: Collection[str]) -> list[Unread] | None:
+    """Those of the largest LOOKED_AT that have files and are not in `read`, largest first; None if the file cannot be
+    read, as when somebody has deleted it. Some seconds for a million files."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(index))}?mode=ro", uri=True)) as db:
+            rows = db.execute(
+                "SELECT parent, COUNT(*), SUM(size) FROM node WHERE entry != '' AND substr(entry, -1) != '/'"
+                " GROUP BY parent ORDER BY SUM(size) DESC, parent LIMIT ?",
+                (LOOKED_AT,),
+            ).fetchall()
+            found = (Unread(_path(db, parent), files, size) for parent, files, size in rows)
+            return [one for one in found if one.path not in read]
+    except sqlite3.Error as error:
+        log.info("the index %s cannot be summed up: %s", index, error)
+        return None
 
 
 def _path(db: sqlite3.Connection, ino: int) -> str:

@@ -6,7 +6,7 @@ Promises that an answer is short, and that asking is no request of the bucket an
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -17,10 +17,11 @@ from lazyfs.core.histogram import Histogram
 from lazyfs.core.throughput import Throughput
 from lazyfs.index.database import Index
 from lazyfs.index.unread import unread_directories
-from lazyfs.vfs.accounting import Account, Accounting, Run
+from lazyfs.vfs.accounting import Accounting, Run
 from lazyfs.vfs.fetcher import Fetcher
 from lazyfs.vfs.handles import FileHandle
 from lazyfs.vfs.namespace import Namespace
+from lazyfs.vfs.tally import Account
 
 HOTTEST = 10
 """Directories that are told."""
@@ -58,8 +59,10 @@ class Reports:
         told["directories"]["unread"] = None if opened is None else await self._unread(opened)
         return told
 
-    async def _unread(self, opened: Collection[str]) -> dict[str, Any]:
+    async def _unread(self, opened: Collection[str]) -> dict[str, Any] | None:
         found = await trio.to_thread.run_sync(unread_directories, self._index.file, opened)
+        if found is None:
+            return None
         return {
             "count": len(found),
             "files": sum(one.files for one in found),
@@ -69,9 +72,31 @@ class Reports:
 
     async def programs(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """What programs have read and written since the mount began, and what they have open now."""
-        accounts = self._accounting.programs()[:MAX_PROGRAMS]
-        opened = self._accounting.opened_by()
-        return {"programs": [_program(account, opened.get(account.program.identity, ())) for account in accounts]}
+        accounts, opened = self._accounting.programs()[:MAX_PROGRAMS], self._accounting.opened_by()
+        return {"programs": [self._program(account, opened.get(account, ())) for account in accounts]}
+
+    def _program(self, account: Account, opened: Sequence[FileHandle]) -> dict[str, Any]:
+        most = sorted(opened, key=lambda handle: -(handle.read_bytes + handle.written_bytes))[:MAX_FILES]
+        return {
+            "pid": account.program.pid,
+            "started": account.program.started,
+            "name": account.program.name,
+            "age_s": trio.current_time() - account.since_s,
+            "opens": account.opens,
+            "read_bytes": account.read_bytes,
+            "written_bytes": account.written_bytes,
+            "waited_s": account.waited_ns / 1e9,
+            "open_files": len(opened),
+            "files": [
+                {
+                    "path": _short(self._accounting.path(handle)),
+                    "writable": handle.writable,
+                    "read_bytes": handle.read_bytes,
+                    "written_bytes": handle.written_bytes,
+                }
+                for handle in most
+            ],
+        }
 
     def _reset(self) -> None:
         self._accounting.restart()
@@ -91,7 +116,7 @@ class Reports:
             "beginning": self._beginning(run),
             "waits": self._waited(),
             "passes": [
-                {"pass": number, "opens": one.opens, "file_bytes": one.file_bytes, "bytes": dict(+one.tiers)}
+                {"pass": number, "opens": one.opens, "file_bytes": one.file_bytes, "bytes": dict(one.tiers)}
                 for number, one in sorted(run.by_pass.items())
             ],
             "s3": {
@@ -163,31 +188,6 @@ def _file_mode(throughput: Throughput, *, opened: int, everything: int) -> dict[
 
 def _directory(path: str, row: Read) -> dict[str, Any]:
     return {"path": _short(path), "files": row.files, "opens": row.opens, "bytes": row.bytes, "is_sum": row.is_sum}
-
-
-def _program(account: Account, opened: Any) -> dict[str, Any]:
-    most = sorted(opened, key=lambda one: -(one[1].read_bytes + one[1].written_bytes))
-    return {
-        "pid": account.program.pid,
-        "started": account.program.started,
-        "name": account.program.name,
-        "age_s": trio.current_time() - account.since_s,
-        "opens": account.opens,
-        "read_bytes": account.read_bytes,
-        "written_bytes": account.written_bytes,
-        "waited_s": account.waited_ns / 1e9,
-        "open_files": len(most),
-        "files": [_file(path, handle) for path, handle in most[:MAX_FILES]],
-    }
-
-
-def _file(path: str, handle: FileHandle) -> dict[str, Any]:
-    return {
-        "path": _short(path),
-        "writable": handle.writable,
-        "read_bytes": handle.read_bytes,
-        "written_bytes": handle.written_bytes,
-    }
 
 
 def _short(path: str) -> str:

@@ -8,8 +8,8 @@ the open is known.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -22,6 +22,7 @@ from lazyfs.core.passes import Passes
 from lazyfs.index.base import Node
 from lazyfs.vfs.handles import FileHandle, Handles
 from lazyfs.vfs.procfs import Program, program_of
+from lazyfs.vfs.tally import Account
 
 MAX_PROGRAMS = 1024
 MAX_THREADS = 4096
@@ -36,19 +37,7 @@ class Pass:
 
     opens: int = 0
     file_bytes: int = 0
-    tiers: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(slots=True)
-class Account:
-    """What one program has done since it was first seen."""
-
-    program: Program
-    since_s: float
-    opens: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-    waited_ns: int = 0
+    tiers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -90,7 +79,12 @@ class Accounting:
 
     def opened(self, handle: FileHandle) -> None:
         """A program has opened a file."""
-        self._account(handle.pid).opens += 1
+        program = self._program(handle.pid)
+        account = self._accounts.get(program.identity) or Account(program, trio.current_time())
+        account.program = program  # it may call itself otherwise by now
+        account.opens += 1
+        handle.account = account
+        self._active(account)
         self._begin(handle)
 
     def read(self, handle: FileHandle, size: int) -> None:
@@ -126,11 +120,12 @@ class Accounting:
         self._settle_all()
         return list(reversed(self._accounts.values()))
 
-    def opened_by(self) -> Mapping[tuple[int, int], list[tuple[str, FileHandle]]]:
-        """What programs have open, with paths, by `Program.identity`."""
-        found: dict[tuple[int, int], list[tuple[str, FileHandle]]] = {}
+    def opened_by(self) -> Mapping[Account, Sequence[FileHandle]]:
+        """What each program has open now."""
+        found: dict[Account, list[FileHandle]] = {}
         for handle in self._handles.handles():
-            found.setdefault(self._program(handle.pid).identity, []).append((self._path(handle), handle))
+            if handle.account is not None:
+                found.setdefault(handle.account, []).append(handle)
         return found
 
     def _begin(self, handle: FileHandle) -> None:
@@ -158,44 +153,42 @@ class Accounting:
         tally, run = handle.tally, self.run
         if not tally.is_used:
             return
-        account = self._account(handle.pid)
-        account.read_bytes += tally.read_bytes
-        account.written_bytes += tally.written_bytes
-        account.waited_ns += tally.waited_ns
+        if handle.account is not None:
+            handle.account.read_bytes += tally.read_bytes
+            handle.account.written_bytes += tally.written_bytes
+            handle.account.waited_ns += tally.waited_ns
+            self._active(handle.account)
         handle.read_bytes += tally.read_bytes
         handle.written_bytes += tally.written_bytes
         if tally.read_bytes:
-            tiers = run.by_pass.setdefault(handle.passing, Pass()).tiers
-            tiers.update(tally.elsewhere)
-            tiers["memory"] += tally.read_bytes - sum(tally.elsewhere.values())
+            tiers, rest = run.by_pass.setdefault(handle.passing, Pass()).tiers, tally.read_bytes
+            for tier, size in tally.by_tier.items():
+                tiers[tier] = tiers.get(tier, 0) + size
+                rest -= size
+            if rest:
+                tiers["memory"] = tiers.get("memory", 0) + rest
             run.directories.add(self._directory(handle), size=tally.read_bytes)
         tally.clear()
 
-    def _account(self, thread: int) -> Account:
-        """Of the program of a thread, now the one that did something last."""
-        program = self._program(thread)
-        account = self._accounts.get(program.identity)
-        if account is None:
-            account = self._accounts[program.identity] = Account(program, trio.current_time())
-            if len(self._accounts) > MAX_PROGRAMS:
-                self._accounts.popitem(last=False)
-        account.program = program  # it may call itself otherwise by now
-        self._accounts.move_to_end(program.identity)
-        return account
+    def _active(self, account: Account) -> None:
+        """Its program does something; that which has done nothing for longest is forgotten."""
+        identity = account.program.identity
+        self._accounts[identity] = account
+        self._accounts.move_to_end(identity)
+        if len(self._accounts) > MAX_PROGRAMS:
+            self._accounts.popitem(last=False)
 
     def _program(self, thread: int) -> Program:
         now_s, known = trio.current_time(), self._threads.get(thread)
         if known is not None and now_s - known[0] <= BELIEVED_S:
             return known[1]
         program = self._whose(thread)
-        if known is not None and not program.is_there:
-            program = known[1]  # it has ended, and its files are being released
         self._threads.put(thread, (now_s, program), 1)
         self._threads.trim(MAX_THREADS)
         return program
 
-    def _path(self, handle: FileHandle) -> str:
-        """Below the mounted prefix."""
+    def path(self, handle: FileHandle) -> str:
+        """Of its file, below the mounted prefix."""
         read = handle.file.object
         if read is not None and read.oid.key:
             return read.oid.key[len(self._root) :]
@@ -205,4 +198,4 @@ class Accounting:
             return handle.file.node.name  # all that is left of it
 
     def _directory(self, handle: FileHandle) -> str:
-        return self._path(handle).rpartition("/")[0]
+        return self.path(handle).rpartition("/")[0]

@@ -16,7 +16,7 @@ from lazyfs.core.eviction import LRU
 from lazyfs.index.base import Node
 from lazyfs.vfs.listings import DirectoryListing
 from lazyfs.vfs.reader import OpenObject
-from lazyfs.vfs.tally import Tally
+from lazyfs.vfs.tally import Account, Tally
 from lazyfs.vfs.writer import Writer
 
 MAX_OPENED = 65_536
@@ -65,6 +65,8 @@ class FileHandle:
     passing: int = 0
     """Which time it is that this run opens the file; see `core.passes`."""
     tally: Tally = field(default_factory=Tally)
+    account: Account | None = None
+    """Of the program that opened it; None for what no program has opened."""
     read_bytes: int = 0
     """What has been settled of the tally; so is `written_bytes`."""
     written_bytes: int = 0

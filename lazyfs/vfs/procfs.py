@@ -17,11 +17,6 @@ class Program:
     started: int = 0
 
     @property
-    def is_there(self) -> bool:
-        """Whether it was found."""
-        return self.started > 0
-
-    @property
     def identity(self) -> tuple[int, int]:
         """No other process has the same."""
         return self.pid, self.started

@@ -96,6 +96,7 @@ NOTHING: dict[str, Any] = {
 
 def test_what_a_report_says() -> None:
     assert title(REPORT) == "/mnt/$a$ \N{SNOWMAN}  b/p, 1 min 40 s since the mount began"
+    downloads = "10.0 MiB that were opened in 2.0 s, all 50.0 MiB in 10.0 s"
     assert [(name, " ".join(value.split())) for name, value in rows(REPORT)] == [
         ("listing", "done, 1,200 objects in 1.5 s"),
         ("first open", "10.0 s after the mount began"),
@@ -112,13 +113,7 @@ def test_what_a_report_says() -> None:
             "900 files of 9.0 MiB; 4.0 MiB read (4.0 MiB disk); 5.0 MiB from the page cache, or not at all",
         ),
         ("S3", "8.0 MiB fetched; 32 requests of all kinds; 2.0 MiB/s while fetching, 5.0 MiB/s in the best second"),
-        (
-            "File mode",
-            (
-                "would have downloaded first, at the best second's 5.0 MiB/s: "
-                "10.0 MiB that were opened in 2.0 s, all 50.0 MiB in 10.0 s"
-            ),
-        ),
+        ("File mode", f"would have downloaded first, at the best second's 5.0 MiB/s: {downloads}"),
         ("never opened", "200 of 1,200 files"),
         ("hot", "6.0 MiB 20 opens of 10 files train and below"),
         ("", "2.0 MiB 1 opens of 1 files ."),

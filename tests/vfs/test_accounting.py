@@ -15,6 +15,7 @@ from lazyfs.core.passes import LATEST
 from lazyfs.core.types import Range
 from lazyfs.lifecycle.report import MAX_PATH, MAX_PROGRAMS
 from lazyfs.lifecycle.verbs import Lifecycle
+from lazyfs.vfs import accounting
 from lazyfs.vfs.procfs import Program, program_of
 from tests.vfs.building import Knobs, Mount, mounted
 from tests.vfs.stores import ScriptedStore
@@ -72,6 +73,16 @@ async def test_cold_directories_are_those_of_which_nothing_was_opened(tmp_path: 
         assert (await verbs["report"]({}))["directories"]["unread"] is None, "cold counts for the root by now"
 
 
+async def test_an_index_that_somebody_deleted_is_only_not_told_of(tmp_path: Path) -> None:
+    async with room(filled(f=10), tmp_path) as (m, verbs):
+        for path in tmp_path.glob("index*"):
+            path.unlink()
+        told = await verbs["report"]({})
+        assert told["directories"]["unread"] is None
+        assert told["files"]["listed"] == 1
+        assert not m.index.file.exists()
+
+
 async def test_what_is_open_counts_before_it_is_closed_and_only_once(tmp_path: Path) -> None:
     async with room(filled(f=100), tmp_path) as (m, verbs):
         ino, fh = await m.open("f")
@@ -105,6 +116,33 @@ async def test_a_reset_begins_anew_and_what_is_open_is_opened_again(tmp_path: Pa
         assert passes(await verbs["report"]({})) == {1: (1, 100, {"memory": 100})}
         (program,) = (await verbs["programs"]({}))["programs"]
         assert (program["opens"], program["read_bytes"]) == (2, 260)  # a program's sums are those of the mount
+
+
+async def test_what_was_read_before_a_new_run_is_not_of_it(tmp_path: Path) -> None:
+    async with room(filled(f=100), tmp_path) as (m, _):
+        ino, fh = await m.open("f")
+        await m.fs.read(ino, fh, Range(0, 60))
+        m.fs.accounting.restart()
+        await m.fs.read(ino, fh, Range(60, 100))
+        await m.fs.release(ino, fh)
+        assert sum(m.fs.accounting.settled().by_pass[1].tiers.values()) == 40
+
+
+async def test_a_program_that_has_ended_is_still_the_one_that_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounting, "BELIEVED_S", -1.0)
+    async with room(filled(f=100), tmp_path) as (m, verbs):
+        m.fs.accounting._whose = lambda thread: Program(7, "python", 70)
+        ino, fh = await m.open("f")
+        await m.fs.read(ino, fh, Range(0, 100))
+        m.fs.accounting._whose = Program
+        await m.fs.release(ino, fh)
+        (told,) = (await verbs["programs"]({}))["programs"]
+        assert (told["pid"], told["name"], told["read_bytes"]) == (7, "python", 100)
+        m.fs.accounting._whose = lambda thread: Program(7, "another", 80)  # the number is used again
+        await m.read("f")
+        assert [one["name"] for one in (await verbs["programs"]({}))["programs"]] == ["another", "python"]
 
 
 async def test_the_beginning_is_the_first_open_byte_and_batch(tmp_path: Path) -> None:
@@ -176,9 +214,9 @@ async def test_a_long_answer_is_bounded(tmp_path: Path) -> None:
 
 def test_a_thread_is_told_as_its_process() -> None:
     own = program_of(os.getpid())
-    assert own.is_there
+    assert own.started > 0
     assert own.name == Path("/proc/self/comm").read_text().strip()
     threads = [int(name) for name in os.listdir("/proc/self/task")]
     assert {program_of(thread) for thread in threads} == {own}
-    assert not program_of(0).is_there
+    assert program_of(0) == Program(0)
     assert program_of(-1) == Program(0)

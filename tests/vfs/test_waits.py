@@ -39,6 +39,29 @@ async def test_a_wait_is_as_long_as_the_reader_waited_and_a_hit_is_none() -> Non
         assert waits(room) == {"s3": 1}
 
 
+@pytest.mark.autojump
+async def test_while_several_wait_time_passes_once() -> None:
+    async with small() as room:
+        file, held = room.open(64), room.store.hold("get")
+
+        async def read(after_s: float, start: int) -> None:
+            await trio.sleep(after_s)
+            await room.reader.read(file, Range(start, start + 4))
+
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read, 0, 0)
+            readers.start_soon(read, 1, 16)
+            readers.start_soon(read, 2, 0)
+            await trio.sleep(5)
+            held.set()
+        await trio.sleep(10)
+        await room.reader.read(file, Range(0, 4))
+        assert room.stats.get("read.stall_ns") / 1e9 == pytest.approx(5 + 4 + 3, abs=0.1)
+        assert room.stats.get("read.stalled_ns") / 1e9 == pytest.approx(5, abs=0.1)
+        assert room.fetcher.throughput.busy_s == pytest.approx(5, abs=0.1)
+        assert room.fetcher.throughput.bytes == 16
+
+
 async def test_what_ends_in_an_error_or_with_its_reader_is_counted_too() -> None:
     async with small() as room:
         file = room.open(64)
