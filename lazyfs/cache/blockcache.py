@@ -136,6 +136,8 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
                 # "stored" needs no write on a read; docs/decisions/003-the-ssd-tier.md
                 eviction_policy="least-recently-stored",
                 disk_min_file_size=_INLINE_BYTES,
+                # Where a mapped file was cut, or its disk fails, there is no error: SIGBUS ends the process.
+                sqlite_mmap_size=0,
             )
         except BaseException:
             self.close()
