@@ -10,6 +10,7 @@ Never unpickles: the Disk subclass stores and returns bytes and refuses the rest
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -38,6 +39,8 @@ _ASKED_AT_ONCE = 500
 """Keys in one query: SQLite takes 999 in its oldest builds."""
 _DELETED_AT_ONCE = 256
 """Values in one transaction: other mounts wait for its lock, a few milliseconds."""
+_WAY_VALUES = 8
+"""Some MiB, which is more than a transaction that deletes needs."""
 _LOCK_TIMEOUT_S = 2.0
 _FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 _LAYOUT = b"3\0"
@@ -229,6 +232,13 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
         """Have no more than `size` bytes, least recently stored going first."""
         self.size_limit = size
         self.cull()
+
+    def make_way(self) -> None:
+        """Remove a few values, whichever, without writing anything: their rows are misses, and go when there is room
+        for that."""
+        for path in itertools.islice(Path(self.directory).glob("??/*.val"), _WAY_VALUES):
+            if _FILENAME.fullmatch(f"{path.parent.name}/{path.name}"):
+                path.unlink(missing_ok=True)
 
     def _value(self, identity: bytes, first: int, files: contextlib.ExitStack, damaged: list[int]) -> _Value | None:
         """The value stored under `identity`; its file is closed with `files`."""

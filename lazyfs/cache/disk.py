@@ -225,16 +225,18 @@ class DiskTier:
                 self._told.discard("floor")
         elif volume > room:
             self._tell("floor", f"the disk is nearly full; keeping less than {self._limit_bytes} bytes")
-        if volume > room:
-            cache.shrink(max(0, room))
-        if room < 0:
-            self._stats.add("cache.disk.no_space")
-            return
         try:
-            cache.store(self._scope, [(one.oid, one.blocks) for one in batch])
+            if volume > room:
+                cache.shrink(max(0, room))
+            if room < 0:
+                self._stats.add("cache.disk.no_space")
+            else:
+                cache.store(self._scope, [(one.oid, one.blocks) for one in batch])
         except (OSError, sqlite3.OperationalError) as error:
             if not _is_full(error):
                 raise
+            if volume > room:
+                cache.make_way()  # the database cannot even write down what goes
             self._stats.add("cache.disk.no_space")  # what is there can still be read
             self._tell("full", f"{error}; nothing is added")
 
