@@ -116,13 +116,17 @@ class _Value:
     content: bytes | BinaryIO
 
     def read(self, blocks: range, memory: memoryview, at: int) -> bool:
-        """Read `blocks`, counted from `first`, into `memory` from `at` on; whether they are whole. OSError."""
+        """Read `blocks`, counted from `first`, into `memory` from `at` on; whether they are whole."""
         start, stop = self.run.start(blocks.start), self.run.start(blocks.stop)
         if isinstance(self.content, bytes):
             data = self.content[start:stop]
             memory[at : at + len(data)] = data
-        elif not read_at(self.content, start, memory, at, stop - start):
-            return False
+        else:
+            try:
+                if not read_at(self.content, start, memory, at, stop - start):
+                    return False
+            except OSError:  # one bad sector, or no file at all: the rest of the cache may be well
+                return False
         return self.run.is_whole(blocks, memory[at : at + stop - start])
 
 
@@ -232,6 +236,11 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
         """Have no more than `size` bytes, least recently stored going first."""
         self.size_limit = size
         self.cull()
+
+    def roll_back(self) -> None:
+        """End a transaction of this thread that failed to end: it would hold the lock against everybody."""
+        with contextlib.suppress(sqlite3.Error):
+            self._con.rollback()
 
     def make_way(self) -> None:
         """Remove a few values, whichever, without writing anything: their rows are misses, and go when there is room

@@ -235,6 +235,7 @@ class DiskTier:
         except (OSError, sqlite3.OperationalError) as error:
             if not _is_full(error):
                 raise
+            cache.roll_back()
             if volume > room:
                 cache.make_way()  # the database cannot even write down what goes
             self._stats.add("cache.disk.no_space")  # what is there can still be read
@@ -248,8 +249,10 @@ class DiskTier:
         try:
             cache = self._opened()
             result = work(cache)
-        except Locked:
-            return otherwise  # another process holds the lock
+        except Locked:  # another process holds the lock; or this thread, since a disk failed as it was to give it back
+            if cache is not None:
+                cache.roll_back()
+            return otherwise
         except Exception as error:  # noqa: BLE001 - whatever a cache directory holds, a reader must not feel it
             self._trouble(cache, error)
             return otherwise
@@ -345,7 +348,11 @@ def _file_id(path: Path) -> _FileId | None:
     return found.st_dev, found.st_ino
 
 
-def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+def _is_full(error: BaseException | None) -> bool:
+    """Whether there is no room, or was none when the handling of that failed: where SQLite itself has rolled back,
+    diskcache's own ROLLBACK is an error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        return True
+    return error is not None and _is_full(error.__context__)

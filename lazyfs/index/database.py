@@ -13,6 +13,7 @@ about that name (`Index.listing`, `Index.note_local`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sqlite3
 import threading
@@ -100,9 +101,18 @@ class Index:
         """All rows that answer `query`; where the file cannot be read, of the one that takes its place."""
         return self._read_rows(list, query, values)
 
-    def _nodes(self, query: str, *values: object) -> list[Node]:
-        """The same of whole rows."""
-        return self._read_rows(lambda rows: [node_of(row) for row in rows], query, values)
+    def _nodes(self, query: str, *values: object, answers: Callable[[Node], bool]) -> list[Node]:
+        """The same of whole rows, ordered by entry. In a damaged file the index may lead to another row, so each must
+        be an answer."""
+
+        def shaped(rows: list[Any]) -> list[Node]:
+            nodes = [node_of(row) for row in rows]
+            in_order = all(one.entry < other.entry for one, other in itertools.pairwise(nodes))
+            if not (in_order and all(map(answers, nodes))):
+                raise sqlite3.DatabaseError("a row is not what its index says")
+            return nodes
+
+        return self._read_rows(shaped, query, values)
 
     def _read_rows(self, shaped: Callable[[list[Any]], list[T]], query: str, values: Sequence[object]) -> list[T]:
         while True:
@@ -164,18 +174,22 @@ class Index:
 
     def node(self, ino: int) -> Node | None:
         """The row of inode `ino`."""
-        return self._one(f"SELECT {COLUMNS} FROM node WHERE ino = ?", ino)
+        return self._one(f"SELECT {COLUMNS} FROM node WHERE ino = ?", ino, answers=lambda node: node.ino == ino)
 
     def child(self, parent: int, name: str) -> Node | None:
         """What `name` in directory `parent` is; a directory hides the file of the same name."""
         return self._one(
             f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry IN (?, ?) ORDER BY entry DESC LIMIT 1",
             parent, name, name + "/",
+            answers=lambda node: node.parent == parent and node.name == name,
         )  # fmt: skip
 
     def entry(self, parent: int, entry: str) -> Node | None:
         """The row of exactly this entry, hidden or not."""
-        return self._one(f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry = ?", parent, entry)
+        return self._one(
+            f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry = ?", parent, entry,
+            answers=lambda node: node.parent == parent and node.entry == entry,
+        )  # fmt: skip
 
     def children(self, parent: int, *, after: str = "", upto: str | None = None, limit: int) -> list[Node]:
         """The visible entries of `parent` whose entry name is above `after`, in order, at most `limit`.
@@ -187,6 +201,7 @@ class Index:
             "SELECT 1 FROM node AS hiding WHERE hiding.parent = node.parent AND hiding.entry = node.entry || '/'"
             " AND (? IS NULL OR hiding.entry <= ?)) ORDER BY entry LIMIT ?",
             parent, after, upto, upto, limit,
+            answers=lambda node: node.parent == parent and node.entry > after,
         )  # fmt: skip
 
     def version(self) -> int:
@@ -228,8 +243,8 @@ class Index:
         rows = self._ask("SELECT value FROM meta WHERE key = ?", key)
         return str(rows[0][0]) if rows else None
 
-    def _one(self, query: str, *values: object) -> Node | None:
-        rows = self._nodes(query, *values)
+    def _one(self, query: str, *values: object, answers: Callable[[Node], bool]) -> Node | None:
+        rows = self._nodes(query, *values, answers=answers)
         return rows[0] if rows else None
 
     # -- writing: one transaction at a time, in a thread --------------------------------------------------------

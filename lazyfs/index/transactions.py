@@ -400,7 +400,10 @@ class Transactions:
 
     def _row(self, parent: int, name: str) -> Node | None:
         row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry = ?", (parent, name)).fetchone()
-        return None if row is None else node_of(row)
+        node = None if row is None else node_of(row)
+        if node is not None and (node.parent, node.entry) != (parent, name):
+            raise sqlite3.DatabaseError("a row is not what its index says")
+        return node
 
 
 _TYPES = (int, int, str, int, int, str, str, int)

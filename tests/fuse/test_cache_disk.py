@@ -193,41 +193,42 @@ CASES = [(fault, back) for fault in FAULTS for back in (False, True)] if THOROUG
 # -- what must hold -----------------------------------------------------------------------------------------------
 
 
-def write(path: Path, data: bytes) -> bool:
-    """Whether the program was told that it is done; a refusal must say what is wrong."""
+@contextlib.contextmanager
+def may_be_refused(refusals: list[OSError]) -> Iterator[None]:
+    """A program's call, which may fail; the reason must be one that says what is wrong."""
     try:
-        path.write_bytes(data)
+        yield
     except OSError as error:
-        assert error.errno in REFUSALS, error
-        return False
-    return True
+        if error.errno not in REFUSALS:
+            raise
+        refusals.append(error)
+
+
+def write(path: Path, data: bytes) -> bool:
+    """Whether the program was told that it is done."""
+    refusals: list[OSError] = []
+    with may_be_refused(refusals):
+        path.write_bytes(data)
+    return not refusals
 
 
 def make_directory(path: Path) -> bool:
     """The same of a directory, which may be there."""
-    try:
+    refusals: list[OSError] = []
+    with may_be_refused(refusals):
         path.mkdir(exist_ok=True)
-    except OSError as error:
-        assert error.errno in REFUSALS, error
-        return False
-    return True
+    return not refusals
 
 
 def finish(descriptor: int, rest: bytes) -> bool:
     """The same of what was begun before the fault."""
-    told = True
-    try:
+    refusals: list[OSError] = []
+    with may_be_refused(refusals):
         while rest:
             rest = rest[os.write(descriptor, rest) :]
-    except OSError as error:
-        assert error.errno in REFUSALS, error
-        told = False
-    try:
+    with may_be_refused(refusals):
         os.close(descriptor)
-    except OSError as error:
-        assert error.errno in REFUSALS, error
-        told = False
-    return told
+    return not refusals
 
 
 def lines(m: Mount) -> list[str]:
@@ -266,8 +267,8 @@ def test_a_disk_that_fails_beneath_a_mount_is_never_an_error_to_a_reader(
     harm(disk)
     for turn in range(times(1, 3)):
         drop_page_cache()
-        for key in files:
-            assert (m / key).read_bytes() == files[key], (turn, key)
+        for key, data in files.items():
+            assert (m / key).read_bytes() == data, (turn, key)
         assert {key[3:] for key in KEYS if key.startswith("d0")} <= set(os.listdir(m / "d0"))
         new = random_bytes(100_000 * turn, turn)
         for name in (f"new{turn}", f"d1/new{turn}", f"made{turn}/new"):
@@ -286,7 +287,7 @@ def test_a_disk_that_fails_beneath_a_mount_is_never_an_error_to_a_reader(
     assert lines(m) or fault in {"values gone"}, "nobody was told"
     _told(fault, status)
 
-    if not (m.umount("--timeout", "2s") if back else m.umount()).returncode == 0:
+    if (m.umount("--timeout", "2s") if back else m.umount()).returncode:
         assert back, "what could not be uploaded without the disk waits for the next mount"
     until(lambda: not is_running(m.pid), "the daemon ends", 60)
     disk.mend()
