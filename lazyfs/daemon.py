@@ -158,6 +158,7 @@ async def _running(
         if mount.write_back is not None and mount.uploader is not None:
             await mount.write_back.recover()
             background.start_soon(mount.uploader.run)
+        background.start_soon(mount.recover_index)
         yield mount, background
         background.cancel_scope.cancel()
 

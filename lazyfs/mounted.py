@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -16,7 +17,7 @@ from lazyfs.cache.spool import Spool
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
 from lazyfs.config.options import OPTIONS
-from lazyfs.core.errors import ControlError
+from lazyfs.core.errors import ControlError, LazyfsError
 from lazyfs.core.stats import Stats
 from lazyfs.fuse.session import Session
 from lazyfs.index.database import Index
@@ -97,6 +98,7 @@ class Mount:
                 "disk": None if disk is None else _disk_status(disk, await disk.used_bytes()),
                 "shared": None if self.cache.shared is None else self.cache.shared.status(),
             },
+            "index": {"path": str(self.index.file), "trouble": self.index.trouble},
             "pending_uploads": len(backlog) if backlog is not None else 0,
             "write_back": None if backlog is None else _backlog_status(backlog),
             "spool": None if self.spool is None else {"used": self.spool.used_bytes, "limit": self.spool.limit_bytes},
@@ -134,6 +136,18 @@ class Mount:
         log.info("changed while mounted: %s", texts)
         policy: dict[str, Any] = (await self.status({}))["policy"]
         return policy
+
+    async def recover_index(self) -> None:
+        """For as long as this runs: whenever the index had to begin anew, tell it what it can learn nowhere else, and
+        have the bucket listed."""
+        losses = 0
+        while True:
+            losses = await self.index.lost(losses)
+            if self.write_back is not None:
+                await self.write_back.show()
+            self.namespace.missed()
+            with contextlib.suppress(LazyfsError):  # what was not listed is listed when it is asked for
+                await self.namespace.refresh()
 
     async def leave_uploads(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """End without waiting for what is not uploaded yet, once unmounted; what is left then."""

@@ -10,6 +10,7 @@ Never unpickles: the Disk subclass stores and returns bytes and refuses the rest
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -38,6 +39,8 @@ _ASKED_AT_ONCE = 500
 """Keys in one query: SQLite takes 999 in its oldest builds."""
 _DELETED_AT_ONCE = 256
 """Values in one transaction: other mounts wait for its lock, a few milliseconds."""
+_WAY_VALUES = 8
+"""Some MiB, which is more than a transaction that deletes needs."""
 _LOCK_TIMEOUT_S = 2.0
 _FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 PINNED_S = 1e11
@@ -123,13 +126,17 @@ class _Value:
     content: bytes | BinaryIO
 
     def read(self, blocks: range, memory: memoryview, at: int) -> bool:
-        """Read `blocks`, counted from `first`, into `memory` from `at` on; whether they are whole. OSError."""
+        """Read `blocks`, counted from `first`, into `memory` from `at` on; whether they are whole."""
         start, stop = self.run.start(blocks.start), self.run.start(blocks.stop)
         if isinstance(self.content, bytes):
             data = self.content[start:stop]
             memory[at : at + len(data)] = data
-        elif not read_at(self.content, start, memory, at, stop - start):
-            return False
+        else:
+            try:
+                if not read_at(self.content, start, memory, at, stop - start):
+                    return False
+            except OSError:  # one bad sector, or no file at all: the rest of the cache may be well
+                return False
         return self.run.is_whole(blocks, memory[at : at + stop - start])
 
 
@@ -146,6 +153,8 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
                 # "stored" needs no write on a read; docs/decisions/003-the-ssd-tier.md
                 eviction_policy=_POLICY,
                 disk_min_file_size=_INLINE_BYTES,
+                # Where a mapped file was cut, or its disk fails, there is no error: SIGBUS ends the process.
+                sqlite_mmap_size=0,
             )
         except BaseException:
             self.close()
@@ -266,6 +275,18 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
         """Have no more than `size` bytes, least recently stored going first."""
         self.size_limit = size
         self.cull()
+
+    def roll_back(self) -> None:
+        """End a transaction of this thread that failed to end: it would hold the lock against everybody."""
+        with contextlib.suppress(sqlite3.Error):
+            self._con.rollback()
+
+    def make_way(self) -> None:
+        """Remove a few values, whichever, without writing anything: their rows are misses, and go when there is room
+        for that."""
+        for path in itertools.islice(Path(self.directory).glob("??/*.val"), _WAY_VALUES):
+            if _FILENAME.fullmatch(f"{path.parent.name}/{path.name}"):
+                path.unlink(missing_ok=True)
 
     def _value(self, identity: bytes, first: int, files: contextlib.ExitStack, damaged: list[int]) -> _Value | None:
         """The value stored under `identity`; its file is closed with `files`."""

@@ -67,8 +67,10 @@ class DirectFiles:
             os.close(file)
 
     def open(self, path: str) -> BinaryIO:
-        """The file, to be given to `read_at`. OSError."""
-        return open(path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | self._flag))
+        """The file, to be given to `read_at`. OSError; a pipe or a link that somebody put in its place is not waited
+        for nor followed."""
+        flag = self._flag | os.O_NONBLOCK | os.O_NOFOLLOW
+        return open(path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | flag))
 
     def _is_supported(self, path: str) -> bool:
         """Whether this file system takes direct I/O: some refuse to open, some only to write or to read."""

@@ -246,16 +246,19 @@ class DiskTier:
                 self._told.discard("floor")
         elif volume > room:
             self._tell("floor", f"the disk is nearly full; keeping less than {self._limit_bytes} bytes")
-        if volume > room:
-            cache.shrink(max(0, room))
-        if room < 0 or (cache.volume() > room and cache.pinned_bytes()):
-            self._stats.add("cache.disk.no_space")
-            return
         try:
-            cache.store(self._scope, [(one.oid, one.blocks) for one in batch])
+            if volume > room:
+                cache.shrink(max(0, room))
+            if room < 0 or (cache.volume() > room and cache.pinned_bytes()):
+                self._stats.add("cache.disk.no_space")
+            else:
+                cache.store(self._scope, [(one.oid, one.blocks) for one in batch])
         except (OSError, sqlite3.OperationalError) as error:
             if not _is_full(error):
                 raise
+            cache.roll_back()
+            if volume > room:
+                cache.make_way()  # the database cannot even write down what goes
             self._stats.add("cache.disk.no_space")  # what is there can still be read
             self._tell("full", f"{error}; nothing is added")
 
@@ -267,8 +270,10 @@ class DiskTier:
         try:
             cache = self._opened()
             result = work(cache)
-        except Locked:
-            return otherwise  # another process holds the lock
+        except Locked:  # another process holds the lock; or this thread, since a disk failed as it was to give it back
+            if cache is not None:
+                cache.roll_back()
+            return otherwise
         except Exception as error:  # noqa: BLE001 - whatever a cache directory holds, a reader must not feel it
             self._trouble(cache, error)
             return otherwise
@@ -364,7 +369,11 @@ def _file_id(path: Path) -> _FileId | None:
     return found.st_dev, found.st_ino
 
 
-def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+def _is_full(error: BaseException | None) -> bool:
+    """Whether there is no room, or was none when the handling of that failed: where SQLite itself has rolled back,
+    diskcache's own ROLLBACK is an error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        return True
+    return error is not None and _is_full(error.__context__)

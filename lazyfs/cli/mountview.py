@@ -86,6 +86,8 @@ def _contents(report: Report) -> Iterator[tuple[str, str]]:
         yield "import", _import(report["import"])
     if report.get("preload"):
         yield "preload", _preload(report["preload"])
+    if trouble := (report.get("index") or {}).get("trouble"):
+        yield "index", f"not in the cache directory any more: {trouble}"
     for tier in ("memory", "disk"):
         if usage := (report.get("cache") or {}).get(tier):
             yield tier, f"{format_size(usage['used'])} of {format_size(usage['limit'])}{_trouble(usage)}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import json
+import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def local_version(token: str) -> ObjectId:
 
 
 def encode_change(change: Change) -> str:
-    """One line of JSON, without the number."""
+    """One line of JSON, without the number, and a checksum of both."""
     record: dict[str, Any] = {"op": change.op.value, "key": change.key, "size": change.size}
     record |= {"mtime_ns": change.mtime_ns, "token": change.token, "knows": change.knows, "vouches": change.vouches}
     if change.source is not None:
@@ -86,12 +87,20 @@ def encode_change(change: Change) -> str:
         record["absent"], record["etag"] = change.condition.absent, change.condition.etag
     if change.metadata:
         record["metadata"] = dict(change.metadata)
-    return json.dumps(record)
+    text = json.dumps(record)
+    return f"{text}\t{_checksum(change.number, text):08x}"
+
+
+def _checksum(number: int, text: str) -> int:
+    return zlib.crc32(f"{number} {text}".encode(errors="surrogatepass"))
 
 
 def decode_change(number: int, text: str) -> Change:
     """The inverse of `encode_change`. ValueError for anything else."""
     try:
+        text, is_checked, checksum = text.partition("\t")  # JSON has no bare tab; once there was no checksum
+        if is_checked and checksum != f"{_checksum(number, text):08x}":
+            raise ValueError(f"change {number} is not as it was written")
         record = json.loads(text)
         source, metadata = record.get("source"), record.get("metadata", {})
         token = record["token"]

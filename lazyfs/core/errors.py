@@ -233,6 +233,12 @@ class BusyError(FileSystemError):
     errno = errno.EBUSY
 
 
+class IndexTroubleError(FileSystemError):
+    """No local disk holds the namespace any more."""
+
+    errno = errno.EIO
+
+
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What a person should read of a group: the first error of ours or Ctrl-C, else the group itself."""
     for error in group.exceptions:

@@ -1,7 +1,7 @@
 """The journal of write-back: changes that a program was told are done, on disk until the bucket has them.
 
 Promises that what `record` returned from survives kill -9 and a power cut: each transaction is synced. Unlike the index
-this file is no cache; one that cannot be read is an error, never set aside.
+this file is no cache; one that cannot be read, or is not as it was written, is an error, never set aside.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import trio
 
 from lazyfs.core.changes import Change, decode_change, encode_change
 from lazyfs.core.errors import NoRoomError, SpoolError, StartupError
+from lazyfs.index.transactions import connect
 
 VERSION = 1
 _SCHEMA = f"""
+BEGIN;
 CREATE TABLE change (number INTEGER PRIMARY KEY AUTOINCREMENT, record TEXT NOT NULL);
 PRAGMA user_version = {VERSION};
+COMMIT;
 """
 
 
@@ -31,28 +34,41 @@ class ChangeJournal:
         self._turn = trio.CapacityLimiter(1)
         try:
             path.touch(mode=0o600)
-            # One thread at a time uses it; which thread that is changes.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            # One thread at a time uses it; which thread that is changes. See index.transactions of what is not mapped.
+            self._db = connect(path)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
+                if any(path.parent.glob("*.data")):
+                    raise StartupError(f"{path} was emptied or removed, and files beside it wait for their upload")
                 self._db.executescript(_SCHEMA)
             elif version != VERSION:
                 raise StartupError(f"{path} is a write-back journal of version {version}, not {VERSION}")
-        except (sqlite3.DatabaseError, OSError) as error:
+            self._newest = self._largest()
+        except (sqlite3.DatabaseError, ValueError, TypeError, OSError) as error:
+            if hasattr(self, "_db"):
+                self._db.close()
             raise StartupError(f"the write-back journal {path} cannot be used: {error}") from error
 
     def load(self) -> list[Change]:
         """What is to be done, in the order of the numbers. StartupError if that cannot be read."""
+        changes: list[Change] = []
         try:
+            ((damage,),) = self._db.execute("PRAGMA integrity_check(1)").fetchall()
             rows = self._db.execute("SELECT number, record FROM change ORDER BY number").fetchall()
-            return [decode_change(number, record) for number, record in rows]
-        except (sqlite3.DatabaseError, ValueError) as error:
-            raise StartupError(f"the write-back journal {self._path} is damaged: {error}") from error
+            changes = [decode_change(number, record) for number, record in rows]
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            damage = str(error)
+        if damage != "ok":
+            raise StartupError(f"the write-back journal {self._path} is damaged: {damage}")
+        return changes
 
     def newest(self) -> int:
-        """The largest number that was ever given."""
+        """The largest number that was ever given when this was opened."""
+        return self._newest
+
+    def _largest(self) -> int:
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
         return 0 if row is None else int(row[0])
 

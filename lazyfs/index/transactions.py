@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+from lazyfs.core.errors import StaleInodeError
 from lazyfs.core.listing import Entry, PageFacts, Slice, diff
 from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.types import ROOT_INO
@@ -76,6 +80,7 @@ class Transactions:
     """The connection that writes. Every method is one transaction and runs in one thread at a time."""
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+        self.path = path
         new = not path.exists()
         if new:
             path.touch(mode=0o600)
@@ -88,6 +93,8 @@ class Transactions:
                 self._db.execute("INSERT INTO meta VALUES ('identity', ?)", (json.dumps(identity),))
             self._check(identity)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # what is kept there may be no JSON
+            with contextlib.suppress(AttributeError):  # it was not even opened
+                self._db.close()
             raise DamagedIndexError(str(error)) from error
 
     def _check(self, identity: Mapping[str, str]) -> None:
@@ -104,6 +111,16 @@ class Transactions:
         files, size = self._db.execute("SELECT files, bytes FROM total").fetchone()
         return files, size
 
+    def newest(self) -> int:
+        """The largest inode number that was ever given."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'node'").fetchone()
+        return ROOT_INO if row is None else int(row[0])
+
+    def count_from(self, newest: int) -> None:
+        """Give out no number up to `newest`."""
+        with self._transaction():
+            self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'node'", (newest,))
+
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
@@ -119,10 +136,11 @@ class Transactions:
                 self._db.execute(
                     "UPDATE total SET files = files + ?, bytes = bytes + ?", (applied.objects, applied.bytes)
                 )
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # where the disk fails, SQLite has rolled it back already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def apply_page(self, facts: PageFacts, newer: Newer, page_ns: int, began_ns: int) -> Applied:
         """Make slices true, and mark the directories that they complete; see Index.apply_page."""
@@ -187,14 +205,14 @@ class Transactions:
                 (posix.mtime_ns, posix.mode, posix.uid, posix.gid, ino),
             )
             row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE ino = ?", (ino,)).fetchone()
-        return None if row is None else Node(*row)
+        return None if row is None else node_of(row)
 
     def arrived(self, ino: int, etag: str, now_ns: int) -> Node | None:
         """The bucket has the inode as version `etag`; see Index.arrived."""
         with self._transaction():
             self._db.execute("UPDATE node SET etag = ?, checked_ns = ? WHERE ino = ?", (etag, now_ns, ino))
             row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE ino = ?", (ino,)).fetchone()
-        return None if row is None else Node(*row)
+        return None if row is None else node_of(row)
 
     def remove_entry(self, parent: int, name: str) -> Applied:
         """The entry, and all below it, is gone."""
@@ -221,7 +239,8 @@ class Transactions:
                     (etag, now_ns, self._directory(above, inos, create=False), name),
                 )
             moved = self._row(parent, entry.name)
-        assert moved is not None
+        if moved is None:  # the index was lost meanwhile
+            raise StaleInodeError(f"inode {node.ino}")
         return moved, applied
 
     def remove_local(self) -> Applied:
@@ -381,14 +400,38 @@ class Transactions:
 
     def _row(self, parent: int, name: str) -> Node | None:
         row = self._db.execute(f"SELECT {COLUMNS} FROM node WHERE parent = ? AND entry = ?", (parent, name)).fetchone()
-        return None if row is None else Node(*row)
+        node = None if row is None else node_of(row)
+        if node is not None and (node.parent, node.entry) != (parent, name):
+            raise sqlite3.DatabaseError("a row is not what its index says")
+        return node
+
+
+_TYPES = (int, int, str, int, int, str, str, int)
+
+
+def node_of(row: Sequence[Any]) -> Node:
+    """The row as a node. sqlite3.DatabaseError: it holds what nobody writes, so the file is damaged."""
+    if tuple(map(type, row[:8])) != _TYPES or row[3] < 0:
+        raise sqlite3.DatabaseError("a row holds what nobody writes")
+    return Node(*row)
 
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection to the index file."""
-    # One connection is used by one thread at a time; which thread that is changes.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_S)
-    db.execute("PRAGMA case_sensitive_like = 1")
+    # One connection is used by one thread at a time; which thread that is changes. No other process uses the file
+    # (index.home): so nothing of it need be mapped, and what is done to it is an error and not SIGBUS.
+    db = sqlite3.connect(
+        f"file:{quote(os.fspath(path))}?vfs=unix-excl",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=_BUSY_TIMEOUT_S,
+    )
+    try:
+        db.execute("PRAGMA case_sensitive_like = 1")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

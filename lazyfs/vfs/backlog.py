@@ -15,7 +15,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -201,6 +201,10 @@ class Backlog:
         while len(self.pending) or self._finishing:
             await self._moved.wait()
 
+    def still(self) -> AbstractAsyncContextManager[object]:
+        """For the body of the ``with`` nothing is added, taken or over."""
+        return self._turn
+
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
         """Something about a change is still to be done when it is over."""
@@ -273,9 +277,9 @@ class Backlog:
 
     # -- after a crash ------------------------------------------------------------------------------------------------
 
-    async def recover(self) -> list[Change]:
-        """Take up what a former mount has left, and sweep files that belong to nothing. What is recovered; StartupError
-        if the journal cannot be read."""
+    async def recover(self) -> None:
+        """Take up what a former mount has left, and sweep files that belong to nothing. StartupError if the journal
+        cannot be read."""
         changes = self._journal.load()
         present = await trio.to_thread.run_sync(self._files)
         for change in changes:
@@ -290,7 +294,6 @@ class Backlog:
         for token in present:
             if token not in self._tokens:
                 self._path(token).unlink(missing_ok=True)
-        return self.pending.wanted()
 
     def _files(self) -> dict[str, int]:
         """The contents that are there, and their sizes in bytes."""

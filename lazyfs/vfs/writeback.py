@@ -52,9 +52,15 @@ class WriteBack:
 
     async def recover(self) -> None:
         """Show what a former mount has left to be uploaded. StartupError."""
-        changes = {change.key: change for change in await self.backlog.recover()}.values()  # the latest of each key
-        gone = [self._path(change.key) for change in changes if not change.makes]
-        await self._index.restore([self._row(change) for change in changes if change.makes], gone)
+        await self.backlog.recover()
+        await self.show()
+
+    async def show(self) -> None:
+        """Tell the index, which may have begun anew, of all that waits to be uploaded."""
+        async with self.backlog.still():
+            wanted = {change.key: change for change in self.backlog.pending.wanted()}.values()  # the latest of each key
+            gone = [self._path(change.key) for change in wanted if not change.makes]
+            await self._index.restore([self._row(change) for change in wanted if change.makes], gone)
 
     def content(self, node: Node) -> ObjectId | None:
         """Where the bytes of `node` are until the bucket has them; None if it has, or if they are not whole yet."""

@@ -493,6 +493,15 @@ async def test_a_database_damaged_while_open(room: Room, caplog: pytest.LogCaptu
     assert len(messages(caplog)) <= 2
 
 
+async def test_no_thread_maps_the_database_which_somebody_may_cut(room: Room) -> None:
+    async with room.tier() as tier:  # a mapped page that is gone is SIGBUS: see tests/fuse/test_cache_disk.py
+        sizes = [
+            pool.submit(tier._guard, lambda cache: cache._sql("PRAGMA mmap_size").fetchall(), None).result(5)
+            for pool in (tier._readers, tier._writer)
+        ]
+    assert sizes == [[(0,)], [(0,)]]
+
+
 @warns
 @pytest.mark.parametrize("what", ["directory", "database"])
 async def test_a_directory_removed_underneath_is_a_miss_one_warning_and_over_after_a_while(
