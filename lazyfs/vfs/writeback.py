@@ -95,7 +95,12 @@ class WriteBack:
                 node.parent, node.name, size=size, mtime_ns=node.mtime_ns, etag=LOCAL_ETAG, posix=looks
             )
 
-        await self.backlog.put(await writer.hand_over(), change, apply)
+        content = await writer.hand_over()
+        try:
+            await self.backlog.put(content, change, apply)
+        except BaseException as error:
+            writer.give_up(error)
+            raise
         file.writer = file.object = None
 
     async def make_directory(self, parent: int, name: str, key: str, posix: Posix) -> Node:

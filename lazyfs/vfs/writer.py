@@ -249,6 +249,10 @@ class Writer:
         assert file is not None
         return file
 
+    def give_up(self, error: BaseException) -> None:
+        """What was handed over was not kept: there is nothing left that the next commit could hand over."""
+        self._error = error if isinstance(error, LazyfsError) else LazyfsError("the write was interrupted")
+
     def follow(self, etag: str) -> None:
         """The bucket has the same bytes, and nothing else of ours has changed, as another version now."""
         if etag != self.etag:
@@ -409,7 +413,7 @@ class Writer:
         try:
             yield
         except BaseException as error:
-            self._error = error if isinstance(error, LazyfsError) else LazyfsError("the write was interrupted")
+            self.give_up(error)
             await self._abort()
             raise
 

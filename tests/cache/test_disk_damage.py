@@ -66,7 +66,7 @@ def _exchange(path: Path, random: Random) -> None:
 
 def _copied_over(path: Path, random: Random) -> None:
     other = random.choice(sorted(path.parent.parent.glob("??/*.val")))
-    if other != path:
+    if other != path and other.is_file() and not other.is_symlink():
         shutil.copy(other, path)
 
 
@@ -89,7 +89,7 @@ def _database_at(room: Room, random: Random) -> Path | None:
 def harm(room: Room, random: Random, *, values: float) -> None:
     if room.values() and random.random() < values:
         for path in random.sample(room.values(), min(len(room.values()), random.randrange(1, 4))):
-            if path.exists():
+            if path.is_file() and not path.is_symlink():  # it was harmed before otherwise
                 random.choice(VALUE_HARMS)(path, random)
     elif (path := _database_at(room, random)) is not None:
         random.choice(HARMS)(path, random)

@@ -186,7 +186,7 @@ FAULTS: dict[str, tuple[str, Callable[[Disk], None]]] = {
     "databases emptied": ("tmpfs", _emptied_databases),
     "overwritten": ("tmpfs", _overwritten),
 }
-IN_CI = [("full", True), ("dead", False)]
+IN_CI = [("full", True)]
 CASES = [(fault, back) for fault in FAULTS for back in (False, True)] if THOROUGH else IN_CI
 
 
