@@ -7,7 +7,7 @@ import logging.handlers
 import os
 from pathlib import Path
 
-from lazyfs.cli.places import shown
+from lazyfs.cli.output import shown
 from lazyfs.core.errors import StartupError
 
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.output import Troubles, echo_json, say
 from lazyfs.cli.places import Places
 from lazyfs.cli.waiting import describe, wait_for
 from lazyfs.control.client import call
@@ -56,7 +56,7 @@ def preload(paths: tuple[str, ...], lists: tuple[str, ...], wait: bool, as_json:
         if wait and task["state"] != "done":
             troubles.tell(f"preload of {registration.mountpoint} {task['state']}: {task['error'] or 'by lazyfs task'}")
         elif not as_json:
-            click.echo(f"preloaded {describe(task)}" if wait else f"task {task['id']} preloads; see: lazyfs task ls")
+            say(f"preloaded {describe(task)}" if wait else f"task {task['id']} preloads; see: lazyfs task ls")
     if as_json:
         echo_json({**task, "mountpoint": registration.mountpoint} for registration, task in tasks)
     return troubles.exit_code

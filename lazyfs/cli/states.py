@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lazyfs.cli.places import Place, locate, shown
+from lazyfs.cli.output import shown
+from lazyfs.cli.places import Place, locate
 from lazyfs.core.residency import format_ranges
 from lazyfs.core.types import Range
 from lazyfs.core.units import format_size
@@ -47,7 +48,7 @@ def line(place: Place, entry: Document) -> str:
     if entry["kind"] == "directory":
         return f"{'directory':<10} {'':>21}  {path}"
     sizes = f"{format_size(entry['resident'])} of {format_size(entry['size'])}"
-    reason = f" ({entry['error']})" if entry.get("error") else ""
+    reason = f" ({shown(entry['error'])})" if entry.get("error") else ""
     return f"{entry['state']:<10} {sizes:>21}  {path}{reason}"
 
 
@@ -58,5 +59,5 @@ def details(entry: Document) -> Iterator[str]:
         more = f" and {len(spans) - _SHOWN_RANGES:,} more" if len(spans) > _SHOWN_RANGES else ""
         yield f"  {tier:<8}{told}{more}"
     if entry["etag"] is not None:
-        yield f"  {'etag':<8}{entry['etag']}"
+        yield f"  {'etag':<8}{shown(entry['etag'])}"
     yield f"  {'key':<8}{shown(entry['key'])}"
