@@ -7,12 +7,9 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from minio import Minio
 
-from tests.fuse.conftest import Mounter
 from tests.conftest import new_bucket_name
 from tests.fuse.mounts import ROOT, Mount, mounted, witness
 from tests.fuse.trees import put
