@@ -7,8 +7,8 @@ import logging
 import logging.handlers
 import os
 import stat
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
 
 from lazyfs.cli.output import shown
 from lazyfs.core.errors import StartupError
@@ -29,7 +29,7 @@ class OneLineFormatter(logging.Formatter):
 class _OwnLogFile(logging.handlers.WatchedFileHandler):
     """Opens its file, after each rotation too, as `open_log_file` does. A log that cannot be written stops nobody."""
 
-    def _open(self) -> TextIO:
+    def _open(self) -> TextIOWrapper:
         return open(open_log_file(Path(self.baseFilename)), "a", encoding=self.encoding, errors=self.errors)
 
     def emit(self, record: logging.LogRecord) -> None:

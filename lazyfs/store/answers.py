@@ -89,6 +89,7 @@ NO_CREDENTIALS = (
     "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile, or --no-sign-request "
     "for a public bucket"
 )
+UNTRUSTED = "the server's certificate is not trusted; AWS_CA_BUNDLE names the file of those who may vouch for it"
 _MAX_MESSAGE = 200
 
 
