@@ -290,8 +290,8 @@ class _Listening:
 
 @contextlib.contextmanager
 def proxied(server: Server, *, tls: Path | None = None) -> Iterator[Proxy]:
-    """A proxy in front of `server`; `Proxy.server` is the server to use through it. It speaks `tls` with a certificate and
-    its key in one file."""
+    """A proxy in front of `server`; `Proxy.server` is the server to use through it. It speaks TLS with the
+    certificate and key in `tls`, a file."""
     listening = _Listening(server, tls)
     try:
         yield listening.proxy

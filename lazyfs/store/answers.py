@@ -7,6 +7,8 @@ in <Code> and <Message>: never an URL, because presigned ones carry a signature.
 
 from __future__ import annotations
 
+import re
+
 from lazyfs.core.errors import (
     AccessDeniedError,
     ArchivedError,
@@ -91,6 +93,7 @@ NO_CREDENTIALS = (
 )
 UNTRUSTED = "the server's certificate is not trusted; AWS_CA_BUNDLE names the file of those who may vouch for it"
 _MAX_MESSAGE = 200
+_USER = re.compile(r"//[^\s/]*@")
 
 
 def store_error(status: int, code: str, message: str, what: str, *, region: str = "") -> StoreError:
@@ -123,8 +126,8 @@ def timed_out(what: str) -> StoreError:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, cut to what a log line can bear."""
-    return " ".join(text.split())[:_MAX_MESSAGE]
+    """`text` without line breaks and without what an URL in it may say before an @, cut to what a log line can bear."""
+    return _USER.sub("//***@", " ".join(text.split()))[:_MAX_MESSAGE]
 
 
 class absent_is_not_this_version:  # noqa: N801 - reads as a sentence
