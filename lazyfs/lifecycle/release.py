@@ -25,7 +25,11 @@ class Releases:
         """Release the files `inos`: pairs of those that were, with their bytes, and of those that were not, with why.
         ControlError."""
         inos = arguments.get("inos")
-        if not isinstance(inos, list) or len(inos) > MAX_FILES or not all(isinstance(ino, int) for ino in inos):
+        if not isinstance(inos, list) or len(inos) > MAX_FILES or not all(map(_is_number, inos)):
             raise ControlError(f"inos must be a list of at most {MAX_FILES} numbers")
         outcome = await self._releaser.release(inos)
         return {"released": list(outcome.bytes.items()), "kept": list(outcome.kept.items())}
+
+
+def _is_number(ino: object) -> bool:
+    return isinstance(ino, int) and 0 < ino < 2**63

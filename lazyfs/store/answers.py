@@ -7,6 +7,7 @@ in <Code> and <Message>: never an URL, because presigned ones carry a signature.
 
 from __future__ import annotations
 
+import datetime
 import re
 
 from lazyfs.core.errors import (
@@ -93,6 +94,10 @@ NO_CREDENTIALS = (
 )
 UNTRUSTED = "the server's certificate is not trusted; AWS_CA_BUNDLE names the file of those who may vouch for it"
 _MAX_MESSAGE = 200
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_SECOND = datetime.timedelta(seconds=1)
+_NS = 1_000_000_000
+_MAX_S = (2**63 - 1) // _NS
 _USER = re.compile(r"//[^\s/]*@")
 
 
@@ -123,6 +128,15 @@ def unreachable(what: str, why: str) -> StoreError:
 def timed_out(what: str) -> StoreError:
     """No answer in time."""
     return StoreTimeoutError(f"{what}: no answer in time")
+
+
+def nanoseconds(when: datetime.datetime) -> int:
+    """A server's time as whole seconds since the epoch, in ns; the nearest that 64 bits hold, as the index keeps it.
+
+    One without a zone is in UTC, as all of S3's are.
+    """
+    seconds = ((when if when.tzinfo else when.replace(tzinfo=datetime.UTC)) - _EPOCH) // _SECOND
+    return max(-_MAX_S, min(_MAX_S, seconds)) * _NS
 
 
 def one_line(text: str) -> str:
