@@ -432,8 +432,9 @@ async def _settle_capabilities(bare: S3Store, patient: Retrying, config: Config,
     kind = "reads" if config.mount.read_only else "reads and writes"
     kept = index.meta(f"capabilities of {kind}")
     if kept is not None:
-        bare.capabilities = Capabilities(**json.loads(kept))
-        return
+        with contextlib.suppress(ValueError, TypeError):  # damaged, or of another lazyfs: asked again
+            bare.capabilities = Capabilities(**json.loads(kept))
+            return
     page = await patient.list_page(config.bucket.prefix, limit=10)
     sample = next((info for info in page.objects if info.size > 0), None)
     writable = not config.mount.read_only

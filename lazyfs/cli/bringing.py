@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.output import Troubles, echo_json, say
 from lazyfs.cli.places import Place, Places
 from lazyfs.cli.taskreport import Report, written
 from lazyfs.cli.waiting import describe, wait_for
@@ -88,7 +88,7 @@ def _bring(
         if wait and task["state"] != "done":
             troubles.tell(f"{verb} of {registration.mountpoint} {task['state']}: {task['error'] or 'by lazyfs task'}")
         elif not as_json and not rows.is_stdout:
-            click.echo(f"{done} {describe(task)}" if wait else f"task {task['id']} {verb}s; see: lazyfs task ls")
+            say(f"{done} {describe(task)}" if wait else f"task {task['id']} {verb}s; see: lazyfs task ls")
         if wait:
             rows.add_task(registration, task)
     if as_json:

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
-from lazyfs.cli.places import Place, locate, shown
+from lazyfs.cli.output import Troubles, echo_json, say
+from lazyfs.cli.places import Place, locate
 from lazyfs.core.units import format_size
 
 COLUMNS = ("size", "memory", "disk", "spool", "pinned", "dirty")
@@ -31,7 +31,7 @@ def du(paths: tuple[str, ...], depth: int, as_json: bool) -> int:
         place = locate(path)
         imported = place.ask("status")["import"]["state"]
         if imported != "done":
-            click.echo(f"{path}: the import is {imported}; what is not listed yet is not counted", err=True)
+            say(f"{path}: the import is {imported}; what is not listed yet is not counted", err=True)
         for directory, sums in sorted(_sums(place, depth).items()):
             yield {"path": place.full(directory), "files": sums["files"], **{name: sums[name] for name in COLUMNS}}
 
@@ -39,10 +39,10 @@ def du(paths: tuple[str, ...], depth: int, as_json: bool) -> int:
     if as_json:
         echo_json(found)
         return troubles.exit_code
-    click.echo(f"{'files':>10}" + "".join(f"{name:>12}" for name in COLUMNS))
+    say(f"{'files':>10}" + "".join(f"{name:>12}" for name in COLUMNS))
     for one in found:
         sizes = "".join(f"{format_size(one[name]) if one[name] else '-':>12}" for name in COLUMNS)
-        click.echo(f"{one['files']:>10,}{sizes}  {shown(one['path'])}")
+        say(f"{one['files']:>10,}{sizes}  {one['path']}")
     return troubles.exit_code
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lazyfs.cli.backlog import backlog_of
-from lazyfs.cli.places import shown
+from lazyfs.cli.output import shown
 from lazyfs.core.histogram import Histogram
 from lazyfs.core.units import format_duration, format_size
 

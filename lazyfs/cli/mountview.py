@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lazyfs.cli.backlog import backlog_of
-from lazyfs.cli.places import shown
+from lazyfs.cli.output import shown
 from lazyfs.core.units import format_duration, format_size
 
 Report = Mapping[str, Any]

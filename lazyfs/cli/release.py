@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
-from lazyfs.cli.places import Place, locate, shown
+from lazyfs.cli.output import Troubles, echo_json, say
+from lazyfs.cli.places import Place, locate
 from lazyfs.core.oldest import OldestFirst
 from lazyfs.core.selection import Selection
 from lazyfs.core.units import format_size, parse_duration, parse_size
@@ -60,13 +60,13 @@ def release(paths: tuple[str, ...], older_than: str | None, need: str | None, dr
     for files, one in enumerate(() if as_json else gone, 1):  # noqa: B007 - how many there were
         size += one.bytes
         if dry_run:
-            click.echo(f"{format_size(one.bytes):>10}  {shown(one.place.full(one.path))}")
+            say(f"{format_size(one.bytes):>10}  {one.place.full(one.path)}")
     if not as_json:
-        click.echo(f"{'would release' if dry_run else 'released'} {files:,} files, {format_size(size)}")
+        say(f"{'would release' if dry_run else 'released'} {files:,} files, {format_size(size)}")
     if chosen.waiting:
-        click.echo(f"{chosen.waiting:,} files are written, or wait for their upload, and were left alone", err=True)
+        say(f"{chosen.waiting:,} files are written, or wait for their upload, and were left alone", err=True)
     if chosen.pinned:
-        click.echo(f"{chosen.pinned:,} files are pinned, and were left alone (lazyfs unpin)", err=True)
+        say(f"{chosen.pinned:,} files are pinned, and were left alone (lazyfs unpin)", err=True)
     return chosen.troubles.exit_code
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from lazyfs.cli.output import say
 from lazyfs.cli.places import locate
 from lazyfs.config.sources import texts_in_file
 from lazyfs.core.errors import UsageError
@@ -40,4 +41,4 @@ def reload(mountpoint: str, metadata_ttl: str | None, log_level: str | None, fil
         click.echo(json.dumps(policy))
         return
     ttl = format_duration(policy["metadata_ttl_s"])
-    click.echo(f"{mountpoint}: --metadata-ttl {ttl}, --log-level {policy['log_level']}")
+    say(f"{mountpoint}: --metadata-ttl {ttl}, --log-level {policy['log_level']}")

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
-from lazyfs.cli.output import Troubles, echo_json
-from lazyfs.cli.places import shown
+from lazyfs.cli.output import Troubles, echo_json, say
 from lazyfs.cli.runview import rows, title
 from lazyfs.control import registry
 from lazyfs.control.client import call
@@ -79,9 +78,9 @@ def _asked(registration: Registration, *, reset: bool) -> dict[str, Any]:
 def _print(one: dict[str, Any], *, after_another: bool) -> None:
     if after_another:
         click.echo()
-    click.echo(shown(title(one)))
+    say(title(one))
     for name, value in rows(one):
-        click.echo(f"  {name:<17}  {shown(value)}")
+        say(f"  {name:<17}  {value}")
 
 
 def _draw(one: dict[str, Any], file: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from lazyfs.cli.places import Place, locate, shown
+from lazyfs.cli.output import shown
+from lazyfs.cli.places import Place, locate
 from lazyfs.core.residency import format_ranges
 from lazyfs.core.types import Range
 from lazyfs.core.units import format_size
@@ -51,7 +52,7 @@ def line(place: Place, entry: Document) -> str:
     if entry.get("parts"):
         state += " {}/{}".format(*entry["parts"])
     sizes = f"{format_size(entry['resident'])} of {format_size(entry['size'])}"
-    reason = f" ({entry['error']})" if entry.get("error") else ""
+    reason = f" ({shown(entry['error'])})" if entry.get("error") else ""
     pinned = " pinned" if entry.get("pinned") else ""
     return f"{state + pinned:<10} {sizes:>21}  {path}{reason}"
 
@@ -65,5 +66,5 @@ def details(entry: Document) -> Iterator[str]:
     if entry.get("opened_s") is not None:
         yield f"  {'opened':<8}{datetime.fromtimestamp(entry['opened_s']).astimezone().isoformat(' ', 'seconds')}"
     if entry["etag"] is not None:
-        yield f"  {'etag':<8}{entry['etag']}"
+        yield f"  {'etag':<8}{shown(entry['etag'])}"
     yield f"  {'key':<8}{shown(entry['key'])}"

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
-from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.output import Troubles, echo_json, say
 from lazyfs.cli.places import Places
 from lazyfs.cli.states import states
 from lazyfs.control import registry
@@ -53,7 +53,7 @@ def status(paths: tuple[str, ...], recursive: bool, as_json: bool) -> int:
     elif not paths:
         click.echo("no mounts")
     for line in files:
-        click.echo(line)
+        say(line)
     return troubles.exit_code
 
 

@@ -19,6 +19,7 @@ import click
 
 from lazyfs.cli.frames import Rates, rows, title
 from lazyfs.cli.mounts import resolve_mountpoint
+from lazyfs.cli.output import say, shown
 from lazyfs.cli.status import report_of
 from lazyfs.control import registry
 from lazyfs.control.client import call
@@ -101,9 +102,9 @@ def _asked(registration: Registration) -> dict[str, Any]:
 def _print(seen: dict[str, _Seen]) -> None:
     """Plain lines: a script reads them."""
     for one in seen.values():
-        click.echo(title(one.now))
+        say(title(one.now))
         for row in rows(one.before, one.now, one.history):
-            click.echo(f"  {row.name:<12} {row.value}{'  (!)' if row.alarm else ''}")
+            say(f"  {row.name:<12} {row.value}{'  (!)' if row.alarm else ''}")
 
 
 # -- on a terminal --------------------------------------------------------------------------------------------------
@@ -141,8 +142,8 @@ def _frame(seen: dict[str, _Seen]) -> RenderableType:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for row in rows(one.before, one.now, one.history):
-            table.add_row(Text(row.name), Text(row.value, style="bold red" if row.alarm else ""))
-        panels.append(Panel(table, title=Text(title(one.now)), title_align="left"))
+            table.add_row(Text(row.name), Text(shown(row.value), style="bold red" if row.alarm else ""))
+        panels.append(Panel(table, title=Text(shown(title(one.now))), title_align="left"))
     return Group(*panels, Text("q quits", style="dim"))
 
 

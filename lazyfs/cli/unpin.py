@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.output import Troubles, echo_json, say
 from lazyfs.cli.places import Place, locate
 from lazyfs.core.units import format_size
 
@@ -31,7 +31,7 @@ def unpin(paths: tuple[str, ...], as_json: bool) -> int:
     files = size = 0
     for files, one in enumerate(found, 1):  # noqa: B007 - how many there were
         size += one["bytes"]
-    click.echo(f"unpinned {files:,} files, {format_size(size)}")
+    say(f"unpinned {files:,} files, {format_size(size)}")
     return troubles.exit_code
 
 

@@ -35,6 +35,10 @@ class Releases:
 
 def _inos(arguments: dict[str, Any]) -> list[int]:
     inos = arguments.get("inos")
-    if not isinstance(inos, list) or len(inos) > MAX_FILES or not all(isinstance(ino, int) for ino in inos):
+    if not isinstance(inos, list) or len(inos) > MAX_FILES or not all(map(_is_number, inos)):
         raise ControlError(f"inos must be a list of at most {MAX_FILES} numbers")
     return inos
+
+
+def _is_number(ino: object) -> bool:
+    return isinstance(ino, int) and 0 < ino < 2**63
