@@ -90,6 +90,7 @@ class Mount:
             "stats": dict(self.stats.snapshot()),
             "skipped_keys": self.namespace.skipped_keys,
             "endpoint_supports": asdict(self.store.capabilities),
+            "session": self.session.name,
             "untuned": self.session.untuned,
             "metrics": self.metrics_url,
             "policy": {

@@ -27,6 +27,7 @@ from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.directories import DirectoryReader
 from lazyfs.vfs.handles import Handles, OpenFile
+from lazyfs.vfs.immediate import Immediate
 from lazyfs.vfs.links import Links
 from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.modes import Modes
@@ -139,6 +140,14 @@ class FileSystem:
         self._clock_ns = clock_ns
         self._still_open = still_open
         self._listing = DirectoryReader(namespace, self._attributes)
+        self.now = Immediate(
+            namespace=namespace,
+            modes=self._modes,
+            handles=self.handles,
+            reader=reader,
+            writers=self._writers,
+            listing=self._listing,
+        )
 
     # -- names ----------------------------------------------------------------------------------------------------
 
@@ -234,15 +243,8 @@ class FileSystem:
             node = await self.namespace.current(ino)
             if self._modes.is_to_ask(node):
                 await self._modes.ask(node)
-        node = self._openable(ino)
         writable = bool(flags & os.O_ACCMODE)
-        if writable:
-            self.policy.check_writable()
-            self.policy.check_replaceable()
-        current = self.handles.by_ino(ino)
-        if (current is None or current.writer is None) and not self._writers.is_readable(node):
-            raise BusyError(f"{node.name!r} is not finished")
-        fh, file = self.handles.open_file(node, pid=pid, writable=writable)
+        fh, file = self._begin(ino, pid=pid, writable=writable)
         try:
             if writable and self.policy.xattrs:
                 await self.xattrs.load(file)
@@ -254,6 +256,30 @@ class FileSystem:
             self.handles.close_file(fh)
             raise
         return fh
+
+    def open_now(self, ino: int, flags: int, pid: int) -> int | None:
+        """What `open` says, where it need not wait; else None. See vfs.immediate."""
+        if not self.now.may_open(ino, flags):
+            return None
+        fh, file = self._begin(ino, pid=pid, writable=False)
+        try:
+            if self._writers.is_readable(file.node):
+                self._writers.object(file)
+        except LazyfsError:
+            self.handles.close_file(fh)
+            raise
+        return fh
+
+    def _begin(self, ino: int, *, pid: int, writable: bool) -> tuple[int, OpenFile]:
+        """A handle that nobody knows of yet. ArchivedError, BusyError, ReadOnlyError, NotPermittedError."""
+        node = self._openable(ino)
+        if writable:
+            self.policy.check_writable()
+            self.policy.check_replaceable()
+        current = self.handles.by_ino(ino)
+        if (current is None or current.writer is None) and not self._writers.is_readable(node):
+            raise BusyError(f"{node.name!r} is not finished")
+        return self.handles.open_file(node, pid=pid, writable=writable)
 
     def keeps_pages(self, ino: int) -> bool:
         """Whether the kernel, opening `ino` now, may keep what it has cached of it."""
@@ -373,9 +399,19 @@ class FileSystem:
         except LazyfsError as error:
             log.error("%r was not uploaded: %s", file.node.name, error)
         finally:
-            self.handles.close_file(fh)
-            if not file.writers:
-                self._writers.dismiss(file)  # whoever writes next begins anew, also while others go on reading
+            self._close(fh, file)
+
+    def release_now(self, fh: int) -> bool:
+        """`release`, where it need not wait: of a handle for reading. Whether it was one. See vfs.immediate."""
+        handle = self.handles.file(fh)
+        if not handle.writable:
+            self._close(fh, handle.file)
+        return not handle.writable
+
+    def _close(self, fh: int, file: OpenFile) -> None:
+        self.handles.close_file(fh)
+        if not file.writers:
+            self._writers.dismiss(file)  # whoever writes next begins anew, also while others go on reading
 
     def _is_unfinished(self, file: OpenFile) -> bool:
         """Whether no flush has told what becomes of the file: its bytes, or its name alone, are only here."""

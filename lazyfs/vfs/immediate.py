@@ -1,0 +1,80 @@
+"""The verbs, as far as they need not wait: for a kernel session that answers what is at hand without a task for it.
+
+Promises that each method says exactly what the coroutine of that name in `filesystem` would, or None where that would
+have to wait. Then nothing has happened, but that a listing which it would begin has begun. Errors are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from lazyfs.core.types import Attributes, Buffer, Range
+from lazyfs.vfs.directories import DirectoryReader
+from lazyfs.vfs.handles import Handles
+from lazyfs.vfs.modes import Modes
+from lazyfs.vfs.namespace import Namespace
+from lazyfs.vfs.reader import Reader
+from lazyfs.vfs.writers import Writers
+
+
+class Immediate:
+    """What is at hand of a mounted bucket."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        modes: Modes,
+        handles: Handles,
+        reader: Reader,
+        writers: Writers,
+        listing: DirectoryReader,
+    ) -> None:
+        self._namespace = namespace
+        self._modes = modes
+        self._handles = handles
+        self._reader = reader
+        self._writers = writers
+        self._listing = listing
+
+    def lookup(self, parent: int, name: str) -> Attributes | None:
+        """What `name` is. NoEntryError."""
+        node = self._namespace.known(parent, name)
+        return None if node is None or self._modes.is_to_ask(node) else self._modes.attributes(node)
+
+    def getattr(self, ino: int) -> Attributes | None:
+        """Attributes of an inode. StaleInodeError."""
+        file = self._handles.by_ino(ino)
+        node = file.node if file is not None else self._namespace.node(ino)
+        return None if self._modes.is_to_ask(node) else self._modes.attributes(node)
+
+    def may_open(self, ino: int, flags: int) -> bool:
+        """Whether `open` would not wait: it is for reading, and nothing has to be asked for first. StaleInodeError."""
+        if flags & os.O_ACCMODE:
+            return False
+        if self._handles.by_ino(ino) is not None:
+            return True
+        node = self._namespace.node(ino)
+        return self._namespace.is_current(node) and not self._modes.is_to_ask(node)
+
+    def read(self, fh: int, span: Range) -> Buffer | None:
+        """The bytes of `span`, if memory has them in one piece."""
+        file = self._handles.file(fh).file
+        if file.writer is not None:
+            return None
+        return self._reader.resident(self._writers.object(file), span)
+
+    def flush(self, fh: int) -> bool:
+        """Whether `flush` has nothing to do, the handle being for reading. BadHandleError."""
+        return not self._handles.file(fh).writable
+
+    def open_directory(self, ino: int) -> int | None:
+        """A handle, if all entries of the directory are known. NotDirectoryError, StaleInodeError."""
+        handle = self._listing.open(ino)
+        return self._handles.open_directory(handle) if handle.listing is None else None
+
+    def read_directory(self, fh: int, offset: int) -> Iterator[tuple[str, Attributes, int]] | None:
+        """Entries from `offset` on, if all are known. BadHandleError."""
+        handle = self._handles.directory(fh)
+        return self._listing.entries(handle, offset) if handle.listing is None else None
