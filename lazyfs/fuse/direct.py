@@ -48,6 +48,7 @@ WANTED = (
     | InitFlag.AUTO_INVAL_DATA
     | InitFlag.DO_READDIRPLUS
     | InitFlag.ASYNC_DIO
+    | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.ABORT_ERROR
     | InitFlag.MAX_PAGES
@@ -89,6 +90,7 @@ class DirectSession:
         self._waiting: dict[int, tuple[Header, trio.CancelScope]] = {}
         self._room = trio.Event()
         self._reading = trio.CancelScope()
+        self._agreed = trio.Event()
         self._refused: str | None = None
         """Why this kernel cannot be served."""
         self._told_to_stop = trio.Event()
@@ -128,6 +130,9 @@ class DirectSession:
 
     async def _wait_until_it_answers(self) -> None:
         with trio.move_on_after(ANSWER_TIMEOUT_S), contextlib.suppress(OSError):
+            if self._device is not None and self._device.mountpoint is None:  # where it is mounted, nobody has told us
+                await self._agreed.wait()
+                return
             facts = await self._look(self._mountpoint.stat)
             self.untuned = await self._look(lambda: tune_kernel(facts.st_dev))
             return
@@ -156,8 +161,8 @@ class DirectSession:
                         await trio.lowlevel.wait_readable(self._fd)
                         continue
                     except OSError as error:
-                        if error.errno in _OVER:
-                            self._is_gone = True
+                        if error.errno in _OVER:  # of an aborted connection the mount point is still there
+                            self._is_gone = error.errno == errno.ENODEV
                             return
                         if error.errno in _WITHDRAWN:  # whoever asked has gone before we read it
                             continue
@@ -218,7 +223,9 @@ class DirectSession:
     # -- what the kernel says for itself ----------------------------------------------------------------------------
 
     def _take_from_kernel(self, header: Header, request: p.Request, tasks: trio.Nursery) -> None:
-        if isinstance(request, p.Init):
+        if isinstance(request, p.Forget):
+            self._verbs.forget(request)
+        elif isinstance(request, p.Init):
             self._agree(header.unique, request)
         elif isinstance(request, p.Interrupt):
             self._interrupt(header.unique, request.unique, tasks)
@@ -232,6 +239,7 @@ class DirectSession:
             )
             self._refuse(unique, errno.EPROTO)
             return
+        self._verbs.may_refuse_open = bool(offered.flags & InitFlag.NO_OPEN_SUPPORT)
         answer = answers.init(
             max_readahead=offered.max_readahead,
             flags=WANTED & offered.flags,
@@ -239,6 +247,7 @@ class DirectSession:
             congestion_threshold=CONGESTION_THRESHOLD,
         )
         self._answer(unique, answer)
+        self._agreed.set()
 
     def _interrupt(self, unique: int, of: int, tasks: trio.Nursery) -> None:
         """Give up request `of` if its process was told to end; if it was another signal, look again a little later: the

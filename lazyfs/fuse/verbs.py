@@ -31,6 +31,7 @@ from lazyfs.vfs.filesystem import FileSystem
 Later: TypeAlias = Callable[[Header, Any], Awaitable[Buffer]]
 Now: TypeAlias = Callable[[Header, Any], Buffer | None]
 NOTHING = b""
+_OPENED_VERSION = answers.opened(0, p.KEEP_CACHE | p.NOFLUSH)
 
 
 class RefusedError(Exception):
@@ -62,6 +63,8 @@ class Verbs:
             Opcode.LINK: self._link_now,
             Opcode.MKNOD: self._mknod_now,
         }
+        self.may_refuse_open = False
+        """Whether this kernel can do without OPEN and RELEASE."""
         if not filesystem.policy.xattrs:
             refused = (Opcode.GETXATTR, Opcode.LISTXATTR, Opcode.SETXATTR, Opcode.REMOVEXATTR)
             self._now |= dict.fromkeys(refused, self._never_again)
@@ -91,6 +94,15 @@ class Verbs:
             Opcode.READDIRPLUS: self._readdir,
             Opcode.CREATE: self._create,
         }
+        if filesystem.policy.read_only:
+            self._now |= {
+                Opcode.OPEN: self._open_version_now,
+                Opcode.READ: self._read_version_now,
+                Opcode.FLUSH: self._never_again,
+                Opcode.FSYNC: lambda _header, _request: NOTHING,
+                Opcode.RELEASE: lambda _header, _request: NOTHING,
+            }
+            self._later |= {Opcode.OPEN: self._open_version, Opcode.READ: self._read_version}
 
     def now(self, header: Header, request: p.Request) -> Buffer | None:
         """The answer, if it can be given without waiting; else None, and nothing has happened. LazyfsError,
@@ -248,8 +260,6 @@ class Verbs:
         return answers.written(await self._fs.write(header.nodeid, request.fh, request.offset, request.data))
 
     def _flush_now(self, _header: Header, request: p.OnHandle) -> Buffer | None:
-        if self._fs.policy.read_only:
-            raise RefusedError(errno.ENOSYS)
         return NOTHING if self._fs.now.flush(request.fh) else None
 
     async def _flush(self, header: Header, request: p.OnHandle) -> Buffer:
@@ -266,6 +276,36 @@ class Verbs:
     async def _release(self, header: Header, request: p.OnHandle) -> Buffer:
         await self._fs.release(header.nodeid, request.fh)
         return NOTHING
+
+    # -- files of a read-only mount, which have no handles ------------------------------------------------------------
+
+    def _open_version_now(self, header: Header, request: p.Open) -> Buffer | None:
+        """Once what an earlier mount knew has been caught up with, opening finds out nothing that the look-up before it
+        did not: the kernel is told never to ask again."""
+        if self.may_refuse_open and self._fs.namespace.refreshed:
+            raise RefusedError(errno.ENOSYS)
+        if not self._fs.now.may_open(header.nodeid, request.flags):
+            return None
+        self._fs.now.openable(header.nodeid)
+        return _OPENED_VERSION
+
+    async def _open_version(self, header: Header, request: p.Open) -> Buffer:
+        if request.flags & os.O_ACCMODE:
+            self._fs.policy.check_writable()
+        await self._fs.prove(header.nodeid)
+        self._fs.now.openable(header.nodeid)
+        return _OPENED_VERSION
+
+    def _read_version_now(self, header: Header, request: p.Read) -> Buffer | None:
+        return self._fs.versions.read_now(header.nodeid, Range(request.offset, request.offset + request.size))
+
+    async def _read_version(self, header: Header, request: p.Read) -> Buffer:
+        return await self._fs.versions.read(header.nodeid, Range(request.offset, request.offset + request.size))
+
+    def forget(self, request: p.Forget) -> None:
+        """The kernel does not know these inodes any more. Never raises."""
+        for ino, _ in request.nodes:
+            self._fs.versions.forget(ino)
 
     # -- extended attributes ----------------------------------------------------------------------------------------
 

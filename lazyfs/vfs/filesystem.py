@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 
 from lazyfs.core.errors import (
-    ArchivedError,
     BadHandleError,
     BusyError,
     IsDirectoryError,
@@ -21,7 +20,7 @@ from lazyfs.core.parts import PartSizes
 from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, Range
-from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
+from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.copying import Copier
@@ -148,6 +147,7 @@ class FileSystem:
             writers=self._writers,
             listing=self._listing,
         )
+        self.versions = self.now.versions
 
     # -- names ----------------------------------------------------------------------------------------------------
 
@@ -158,8 +158,7 @@ class FileSystem:
 
     async def getattr(self, ino: int) -> Attributes:
         """Attributes of an inode that the kernel knows. StaleInodeError if its version is gone and it is not open."""
-        file = self.handles.by_ino(ino)
-        node = file.node if file is not None else self.namespace.node(ino)
+        node = self.now.node(ino)
         return self._attributes(await self._modes.ask(node) if self._modes.is_to_ask(node) else node)
 
     async def open_directory(self, ino: int) -> int:
@@ -239,10 +238,7 @@ class FileSystem:
 
     async def open(self, ino: int, flags: int, pid: int) -> int:
         """A handle on an existing file. ArchivedError, BusyError, ReadOnlyError, NotPermittedError, EOPNOTSUPP."""
-        if self.handles.by_ino(ino) is None:
-            node = await self.namespace.current(ino)
-            if self._modes.is_to_ask(node):
-                await self._modes.ask(node)
+        await self.prove(ino)
         writable = bool(flags & os.O_ACCMODE)
         fh, file = self._begin(ino, pid=pid, writable=writable)
         try:
@@ -256,6 +252,13 @@ class FileSystem:
             self.handles.close_file(fh)
             raise
         return fh
+
+    async def prove(self, ino: int) -> None:
+        """What has to be asked before `ino` is opened, unless it is open. StaleInodeError, StoreError."""
+        if self.handles.by_ino(ino) is None:
+            node = await self.namespace.current(ino)
+            if self._modes.is_to_ask(node):
+                await self._modes.ask(node)
 
     def open_now(self, ino: int, flags: int, pid: int) -> int | None:
         """What `open` says, where it need not wait; else None. See vfs.immediate."""
@@ -272,7 +275,7 @@ class FileSystem:
 
     def _begin(self, ino: int, *, pid: int, writable: bool) -> tuple[int, OpenFile]:
         """A handle that nobody knows of yet. ArchivedError, BusyError, ReadOnlyError, NotPermittedError."""
-        node = self._openable(ino)
+        node = self.now.openable(ino)
         if writable:
             self.policy.check_writable()
             self.policy.check_replaceable()
@@ -286,16 +289,6 @@ class FileSystem:
         kept = ino not in self._writers.spoiled
         self._writers.spoiled.discard(ino)
         return kept
-
-    def _openable(self, ino: int) -> Node:
-        file = self.handles.by_ino(ino)
-        node = file.node if file is not None else self.namespace.node(ino)
-        if node.kind is Kind.DIRECTORY:
-            raise IsDirectoryError(node.name)
-        if is_archived(node):
-            log.warning("%r is in storage class %s; restore it first", node.name, node.storage_class)
-            raise ArchivedError(f"{node.name!r} is archived ({node.storage_class}); restore it first")
-        return node
 
     async def create(self, parent: int, name: str, pid: int, posix: Posix = UNKNOWN) -> tuple[int, Attributes]:
         """Create a file and open it for writing; `posix` is whose it is and who may do what. ExistsError, BadNameError,
@@ -346,7 +339,7 @@ class FileSystem:
         if file is not None and file.writer is not None:
             await self._writers.truncate(file, size)
             return file.node
-        node = self._openable(ino)
+        node = self.now.openable(ino)
         if size == node.size:
             return node
         # Nobody is writing: truncate(2) opens, truncates and closes.

@@ -6,16 +6,22 @@ have to wait. Then nothing has happened, but that a listing which it would begin
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
-from lazyfs.core.types import Attributes, Buffer, Range
+from lazyfs.core.errors import ArchivedError, IsDirectoryError
+from lazyfs.core.types import Attributes, Buffer, Kind, Range
+from lazyfs.index.base import Node, is_archived
 from lazyfs.vfs.directories import DirectoryReader
 from lazyfs.vfs.handles import Handles
 from lazyfs.vfs.modes import Modes
 from lazyfs.vfs.namespace import Namespace
 from lazyfs.vfs.reader import Reader
+from lazyfs.vfs.versions import Versions
 from lazyfs.vfs.writers import Writers
+
+log = logging.getLogger(__name__)
 
 
 class Immediate:
@@ -37,6 +43,23 @@ class Immediate:
         self._reader = reader
         self._writers = writers
         self._listing = listing
+        self.versions = Versions(namespace=namespace, reader=reader, writers=writers, openable=self.openable)
+
+    def node(self, ino: int) -> Node:
+        """The row of an inode that the kernel knows; of an open one, as it was opened. StaleInodeError."""
+        file = self._handles.by_ino(ino)
+        return file.node if file is not None else self.versions.node(ino)
+
+    def openable(self, ino: int) -> Node:
+        """The row of a file that may be opened. StaleInodeError, IsDirectoryError, ArchivedError."""
+        file = self._handles.by_ino(ino)
+        node = file.node if file is not None else self._namespace.node(ino)
+        if node.kind is Kind.DIRECTORY:
+            raise IsDirectoryError(node.name)
+        if is_archived(node):
+            log.warning("%r is in storage class %s; restore it first", node.name, node.storage_class)
+            raise ArchivedError(f"{node.name!r} is archived ({node.storage_class}); restore it first")
+        return node
 
     def lookup(self, parent: int, name: str) -> Attributes | None:
         """What `name` is. NoEntryError."""
@@ -45,8 +68,7 @@ class Immediate:
 
     def getattr(self, ino: int) -> Attributes | None:
         """Attributes of an inode. StaleInodeError."""
-        file = self._handles.by_ino(ino)
-        node = file.node if file is not None else self._namespace.node(ino)
+        node = self.node(ino)
         return None if self._modes.is_to_ask(node) else self._modes.attributes(node)
 
     def may_open(self, ino: int, flags: int) -> bool:

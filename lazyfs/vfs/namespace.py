@@ -98,7 +98,7 @@ class Namespace:
             on_changes=self._tell_kernel,
             on_skipped=self._count_skipped,
         )
-        self._refreshed = ttl_s == 0
+        self.refreshed = ttl_s == 0
         self._refreshing = trio.Lock()
         self._missed = False
 
@@ -108,7 +108,7 @@ class Namespace:
             self.skipped_keys = 0
             anew, self._missed = self._missed, False
             await self.importer.import_all(anew=anew)
-            self._refreshed = True
+            self.refreshed = True
 
     def missed(self) -> None:
         """Changes before now may not have been told: the next refresh builds on nothing that was listed before."""
@@ -360,7 +360,7 @@ class Namespace:
         return node, node is None and denied_ns is not None and self._in_lease(denied_ns)
 
     def _is_listed(self, node: Node) -> bool:
-        return node.listed_ns is not None and (not self._refreshed or self._in_lease(node.listed_ns))
+        return node.listed_ns is not None and (not self.refreshed or self._in_lease(node.listed_ns))
 
     def _proven_ns(self, node: Node, above: Node | None = None) -> int:
         """When it was last seen that `node` is what its name means."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 
@@ -61,6 +61,11 @@ def foreground(bucket: str, server: Server, directory: Path) -> Iterator[tuple[s
         process.communicate()
 
 
+def closing_reader(session: str) -> AbstractContextManager[object]:
+    """Closing what was open for reading on a dead mount: the direct session has told the kernel not to ask for that."""
+    return nullcontext() if session == "direct" else pytest.raises(OSError, match=DEAD)
+
+
 def test_the_mount_answers_when_the_command_returns(mount: Mounter, files: dict[str, bytes]) -> None:
     m = mount()
     assert os.path.ismount(m.path)
@@ -105,7 +110,7 @@ def test_a_signal_to_the_daemon_unmounts(mount: Mounter) -> None:
     assert not is_mounted(m.path)
 
 
-def test_a_signal_ends_a_mount_that_is_in_use(mount: Mounter, files: dict[str, bytes]) -> None:
+def test_a_signal_ends_a_mount_that_is_in_use(mount: Mounter, files: dict[str, bytes], session: str) -> None:
     m = mount()
     file = os.open(m / "d1/f1", os.O_RDONLY)
     assert os.read(file, 10) == files["d1/f1"][:10]
@@ -115,7 +120,7 @@ def test_a_signal_ends_a_mount_that_is_in_use(mount: Mounter, files: dict[str, b
     drop_page_cache()
     with pytest.raises(OSError, match=DEAD):
         os.pread(file, 10, 40_000)
-    with pytest.raises(OSError, match=DEAD):
+    with closing_reader(session):
         os.close(file)
 
 
@@ -178,7 +183,7 @@ def test_a_killed_daemon_is_cleaned_up_and_its_cache_is_used(
 
 
 def test_a_daemon_killed_in_the_middle_of_everything(
-    mount: Mounter, files: dict[str, bytes], client: Minio, bucket: str, server: Server
+    mount: Mounter, files: dict[str, bytes], client: Minio, bucket: str, session: str
 ) -> None:
     m = mount()
     m.wait_imported()
@@ -190,9 +195,11 @@ def test_a_daemon_killed_in_the_middle_of_everything(
     reader = os.open(m / "d1/f10", os.O_RDONLY)
     os.read(reader, 1)
     m.kill()
-    for descriptor in (writer, small, reader):
+    for descriptor in (writer, small):
         with pytest.raises(OSError, match=DEAD):
             os.close(descriptor)
+    with closing_reader(session):
+        os.close(reader)
     assert m.umount().returncode == 0
     assert keys(client, bucket) == sorted(files)
     again = mount()
