@@ -182,8 +182,10 @@ class DirectSession:
             return
         except p.MalformedError as error:
             log.error("the kernel sent what is no request: %s", error)
-            if len(message) >= p.HEADER.size:
-                self._refuse(p.decode_header(message).unique, errno.EIO)
+            with contextlib.suppress(p.MalformedError):
+                header = p.decode_header(message)
+                if header.opcode not in p.UNANSWERED:
+                    self._refuse(header.unique, errno.EIO)
             return
         opcode = header.opcode
         if opcode in p.UNANSWERED or opcode in (Opcode.INIT, Opcode.DESTROY):

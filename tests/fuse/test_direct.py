@@ -23,7 +23,7 @@ import pytest
 import trio
 
 from lazyfs.core.errors import StartupError
-from lazyfs.core.types import ObjectId, Range
+from lazyfs.core.types import ObjectId, ObjectInfo, Range
 from lazyfs.fuse import choice, mounting
 from lazyfs.fuse import protocol as p
 from lazyfs.fuse.direct import DirectSession
@@ -34,23 +34,31 @@ from tests.vfs.building import Clock, Knobs, Mount, Portal, SmallPages, mounted
 
 BLOCK = 4096
 KNOBS = Knobs(block=BLOCK, extent=4 * BLOCK, whole_object=BLOCK, memory=2**22, part=2**16)
+OPCODES = {int(opcode): opcode.name for opcode in p.Opcode}
 OLD, NEW = b"o" * 40 * BLOCK, b"n" * 40 * BLOCK
 
 
 class Held(SmallPages):
-    """A server that is silent on range GETs of the keys in `silent`, and says when it was asked."""
+    """A server that is silent on HEAD and range GETs of the keys in `silent`, and says when it was asked."""
 
     def __init__(self) -> None:
         super().__init__(clock=Clock(), min_part_size=1)
         self.silent: set[str] = set()
         self.asked = threading.Event()
 
-    async def get_range(self, oid: ObjectId, span: Range) -> bytes | memoryview:
-        if oid.key in self.silent:
+    async def _speak(self, key: str) -> None:
+        if key in self.silent:
             self.asked.set()
-            while oid.key in self.silent:
+            while key in self.silent:
                 await trio.sleep(0.01)
+
+    async def get_range(self, oid: ObjectId, span: Range) -> bytes | memoryview:
+        await self._speak(oid.key)
         return await super().get_range(oid, span)
+
+    async def head(self, key: str) -> ObjectInfo:
+        await self._speak(key)
+        return await super().head(key)
 
 
 @dataclass
@@ -100,7 +108,7 @@ def serve(store: Held, tmp_path: Path) -> Iterator[Callable[..., Served]]:
                     take = session._take
 
                     def counted(message: bytes, tasks: trio.Nursery) -> None:
-                        served.asked[p.Opcode(p.decode_header(message).opcode).name] += 1
+                        served.asked[OPCODES.get(p.decode_header(message).opcode, "other")] += 1
                         take(message, tasks)
 
                     session._take = counted  # type: ignore[method-assign]
@@ -127,7 +135,7 @@ def test_a_read_only_mount_is_told_of_no_open(serve: Callable[..., Served]) -> N
     m = serve(read_only=True)
     for _ in range(3):
         assert [(m.path / f"d/f{number}").read_bytes() for number in range(3)] == [OLD] * 3
-    assert (m.asked["OPEN"], m.asked["RELEASE"], m.asked["FLUSH"]) == (1, 0, 0)
+    assert (m.asked["OPEN"], m.asked["RELEASE"], m.asked["FLUSH"]) == (1, 0, 1), "each refused once"
     assert len(m.mount.fs.handles) == 0
     reads = m.asked["READ"]
     assert (m.path / "d/f0").read_bytes() == OLD
@@ -189,36 +197,50 @@ def test_closing_a_reader_asks_nothing_and_a_writer_is_asked(serve: Callable[...
 
 READER = """
 import os, signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: None)
-file = os.open(sys.argv[1], os.O_RDONLY)
+signal.signal(signal.SIGUSR1, lambda *_: print("signalled", flush=True))
 print("reading", flush=True)
+file = os.open(sys.argv[1], os.O_RDONLY)
 sys.stdout.buffer.write(os.pread(file, 100, 0))
 """
 
 
-@pytest.mark.parametrize("first", [None, signal.SIGUSR1])
+@contextlib.contextmanager
+def reader(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is about to read the first bytes of a file."""
+    with subprocess.Popen([sys.executable, "-c", READER, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"reading\n"
+        yield process
+
+
+@pytest.mark.parametrize("waits_for", ["bytes", "name"])
 def test_who_is_killed_does_not_wait_for_a_silent_server(
-    serve: Callable[..., Served], store: Held, first: signal.Signals | None
+    serve: Callable[..., Served], store: Held, waits_for: str
 ) -> None:
-    m = serve(read_only=True)
+    m = serve(read_only=True, asks_modes=waits_for == "name")
     store.silent.add("d/f1")
-    command = [sys.executable, "-c", READER, str(m.path / "d/f1")]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as killed,
-        subprocess.Popen(command, stdout=subprocess.PIPE) as other,
-    ):
-        for process in (killed, other):
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"reading\n"
+    with reader(m.path / "d/f1") as killed, reader(m.path / "d/f1") as other:
         assert store.asked.wait(10)
-        if first is not None:
-            killed.send_signal(first)
-            until(lambda: m.asked["INTERRUPT"] > 1, "it is asked again, as nothing has ended")
         killed.kill()
         assert killed.wait(20) == -signal.SIGKILL
         assert other.poll() is None, "the other waits"
         store.silent.clear()
         assert other.communicate(timeout=20)[0] == OLD[:100]
+
+
+def test_a_signal_that_ends_nobody_ends_no_request(serve: Callable[..., Served], store: Held) -> None:
+    m = serve(read_only=True, asks_modes=True)
+    store.silent |= {"d/f1", "d/f2"}
+    with reader(m.path / "d/f1") as reading, reader(m.path / "d/f2") as killed:
+        until(lambda: len(m.session._waiting) == 2, "both wait")
+        reading.send_signal(signal.SIGUSR1)
+        killed.send_signal(signal.SIGUSR1)
+        until(lambda: m.asked["INTERRUPT"] > 3, "the kernel is asked to say it again, as nothing has ended")
+        assert len(m.session._waiting) == 2
+        killed.kill()
+        assert killed.wait(20) == -signal.SIGKILL
+        store.silent.clear()
+        assert reading.communicate(timeout=20)[0] == b"signalled\n" + OLD[:100]
 
 
 def test_which_signals_end_a_request(tmp_path: Path) -> None:
@@ -382,7 +404,7 @@ async def test_each_request_gets_one_answer_whatever_it_asks(store: Held, tmp_pa
     messages = [bytes.fromhex(text) for text in REQUESTS.values()]
     async with talking(store, tmp_path, read_only=read_only) as kernel:
         expected = []
-        for unique in range(100, 700):
+        for unique in range(1000, 1600):
             message = bytearray(random.choice(messages))
             opcode = struct.unpack_from("=I", message, 4)[0]
             struct.pack_into("=QQ", message, 8, unique, random.choice([1, 2, 3, 4, 5, 999, 2**64 - 1]))
