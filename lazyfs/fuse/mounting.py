@@ -10,11 +10,13 @@ import contextlib
 import ctypes
 import errno
 import os
+import platform
 import re
 import shutil
 import socket
 import stat
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +29,24 @@ _DETACH = 2
 _INHERITED = re.compile(r"/dev/fd/(\d+)")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+OLDEST_LINUX = (5, 4)
+"""The first that speaks FUSE 7.31."""
 PATIENCE_S = 20.0
 """For fusermount3, which only waits for locks of its own."""
+
+
+def why_not_direct() -> str | None:
+    """What stands in the way of the direct session here; None if nothing does."""
+    if sys.platform != "linux":
+        return f"it speaks with Linux, and this is {sys.platform}"
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    if release is not None and (int(release[1]), int(release[2])) < OLDEST_LINUX:
+        return f"Linux {platform.release()} is older than 5.4"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return f"{DEVICE} cannot be opened"
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        return "only root can mount without fusermount3"
+    return None
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from lazyfs.control.client import call
 from tests.servers import Server
 
 SESSIONS = os.environ.get("LAZYFS_TEST_SESSIONS", "pyfuse3 direct").split()
-"""The kernel sessions that run these tests."""
+"""The kernel sessions that run these tests. Usually the second runs only those marked `both_sessions`: see conftest."""
 TIME_LIMIT_S = 60
 COMMAND_S = 40
 ROOT = Path(__file__).parents[2]

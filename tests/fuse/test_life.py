@@ -66,6 +66,7 @@ def closing_reader(session: str) -> AbstractContextManager[object]:
     return nullcontext() if session == "direct" else pytest.raises(OSError, match=DEAD)
 
 
+@pytest.mark.both_sessions
 def test_the_mount_answers_when_the_command_returns(mount: Mounter, files: dict[str, bytes]) -> None:
     m = mount()
     assert os.path.ismount(m.path)
@@ -110,6 +111,7 @@ def test_a_signal_to_the_daemon_unmounts(mount: Mounter) -> None:
     assert not is_mounted(m.path)
 
 
+@pytest.mark.both_sessions
 def test_a_signal_ends_a_mount_that_is_in_use(mount: Mounter, files: dict[str, bytes], session: str) -> None:
     m = mount()
     file = os.open(m / "d1/f1", os.O_RDONLY)
@@ -182,6 +184,7 @@ def test_a_killed_daemon_is_cleaned_up_and_its_cache_is_used(
     assert again.requests("get") == gets + 1, "only what was replaced is fetched"
 
 
+@pytest.mark.both_sessions
 def test_a_daemon_killed_in_the_middle_of_everything(
     mount: Mounter, files: dict[str, bytes], client: Minio, bucket: str, session: str
 ) -> None:
