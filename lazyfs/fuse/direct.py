@@ -155,6 +155,9 @@ class DirectSession:
         with self._reading:
             while True:
                 for _ in range(BATCH):
+                    while len(self._waiting) >= MAX_WAITING:
+                        self._room = trio.Event()
+                        await self._room.wait()
                     try:
                         length = os.readv(self._fd, [buffer])
                     except BlockingIOError:
@@ -169,9 +172,6 @@ class DirectSession:
                         raise
                     self._take(bytes(view[:length]), tasks)
                 await trio.lowlevel.checkpoint()
-                while len(self._waiting) >= MAX_WAITING:
-                    self._room = trio.Event()
-                    await self._room.wait()
 
     def _take(self, message: bytes, tasks: trio.Nursery) -> None:
         """Answer one request, or begin a task that will. Never raises."""

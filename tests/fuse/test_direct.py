@@ -24,7 +24,7 @@ import trio
 
 from lazyfs.core.errors import StartupError
 from lazyfs.core.types import ObjectId, ObjectInfo, Range
-from lazyfs.fuse import choice, mounting
+from lazyfs.fuse import choice, direct, mounting
 from lazyfs.fuse import protocol as p
 from lazyfs.fuse.direct import DirectSession
 from lazyfs.fuse.interrupts import asked_to_end
@@ -433,3 +433,39 @@ async def test_who_was_waiting_when_the_session_gives_up_is_told(store: Held, tm
         with trio.CancelScope(shield=True):
             assert await kernel.hears() == [(5, errno.ENOTCONN, b"")]
         store.silent.clear()
+
+
+async def test_a_busy_kernel_leaves_the_daemon_its_turns(store: Held, tmp_path: Path) -> None:
+    async with talking(store, tmp_path, read_only=True) as kernel:
+        for unique in range(3 * direct.BATCH):
+            kernel._ours.send(request(p.Opcode.GETATTR, bytes(16), unique=unique))
+        kernel._nursery.start_soon(kernel._session._read_requests, kernel._nursery)
+        answered, turns = 0, 0
+        with trio.fail_after(20):
+            while answered < 3 * direct.BATCH:
+                await trio.lowlevel.checkpoint()
+                told = len(await kernel.hears())
+                assert told <= direct.BATCH
+                answered += told
+                turns += 1
+        assert turns >= 3
+
+
+def test_when_too_many_wait_the_rest_waits_in_the_kernel(
+    serve: Callable[..., Served], store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "MAX_WAITING", 2)
+    m = serve(read_only=True, asks_modes=True)
+    paths = [m.path / f"d/f{number}" for number in range(3)]
+    store.silent |= {f"d/f{number}" for number in range(3)}
+    sizes: list[int] = []
+    threads = [threading.Thread(target=lambda path=path: sizes.append(path.stat().st_size)) for path in paths]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(m.session._waiting) == 2, "two wait")
+    assert store.asked.wait(10)
+    assert len(m.session._waiting) == 2
+    store.silent.clear()
+    for thread in threads:
+        thread.join(20)
+    assert sizes == [len(OLD)] * 3

@@ -267,16 +267,17 @@ def test_no_cache_directory(mount: Mounter, files: dict[str, bytes]) -> None:
     assert m.status()["cache"]["disk"] is None
 
 
-def test_status(mount: Mounter, files: dict[str, bytes]) -> None:
+def test_status(mount: Mounter, files: dict[str, bytes], session: str) -> None:
     m = mount("--metadata-ttl", "1h")
     m.wait_imported()
     read_tree(m.path)
     text = m.lazyfs("status").stdout
     assert str(m.path) in text
-    for word in (m.bucket, f"process {m.pid}", "read and write", "done, 12 objects", "s3.requests.get"):
+    for word in (m.bucket, session, f"process {m.pid}", "read and write", "done, 12 objects", "s3.requests.get"):
         assert word in text
     (report,) = json.loads(m.lazyfs("status", m.path, "--json").stdout)
     assert report["state"] == "mounted"
+    assert report["session"] == session
     assert report["files"] == len(files)
     assert report["bytes"] == sum(map(len, files.values()))
     assert report["stats"]["s3.bytes.read"] >= report["bytes"]
