@@ -31,7 +31,7 @@ from lazyfs.core.parts import PartSizes
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, Capabilities, Condition
-from lazyfs.fuse.session import Session
+from lazyfs.fuse.choice import new_session
 from lazyfs.index.database import Index
 from lazyfs.index.exchange import OpenStore
 from lazyfs.index.home import opened_index
@@ -349,7 +349,8 @@ def _build(
         uploader = new_uploader(
             config, later, store=store, uploads=uploads, copier=copier, memory=cache.memory, conditional=conditional
         )
-    session = Session(
+    session = new_session(
+        config.mount.session,
         filesystem,
         mountpoint=config.mount.mountpoint,
         source=config.bucket.name,

@@ -107,6 +107,7 @@ class Mount:
             "waits": {tier: waits.told() for tier, waits in self.stats.histograms("read.wait.").items()},
             "skipped_keys": self.namespace.skipped_keys,
             "endpoint_supports": asdict(self.store.capabilities),
+            "session": self.session.name,
             "untuned": self.session.untuned,
             "metrics": self.metrics_url,
             "policy": {

@@ -133,6 +133,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "gid": ("0", 0),
     "file-mode": ("0640", 0o640),
     "dir-mode": ("750", 0o750),
+    "session": ("direct", "direct"),
     "foreground": ("TRUE", True),
     "cache-dir": ("none", None),
     "cache-size": ("1.5GiB", 3 * GIB // 2),

@@ -17,6 +17,7 @@ from lazyfs.cli.preflight import FUSE_DEVICE, check_fuse
 from lazyfs.config import CacheConfig
 from lazyfs.core.errors import StartupError
 from lazyfs.core.units import format_size
+from lazyfs.fuse.mounting import why_not_direct
 
 BDI = Path("/sys/class/bdi")
 FUSECTL = Path("/sys/fs/fuse/connections")
@@ -46,6 +47,7 @@ def check_machine(cache: CacheConfig) -> Iterator[Finding]:
     yield check_device()
     yield check_fusermount()
     yield check_libfuse()
+    yield check_direct()
     yield from check_tuning()
     yield check_cache(cache)
     yield check_memory(cache)
@@ -81,6 +83,16 @@ def check_libfuse() -> Finding:
             return Finding(Level.FAIL, "libfuse3 is not installed", "run: apt install libfuse3-3")
     library.fuse_pkgversion.restype = ctypes.c_char_p
     return Finding(Level.OK, f"libfuse {library.fuse_pkgversion().decode()}")
+
+
+def check_direct() -> Finding:
+    """Whether the kernel can be spoken with without libfuse."""
+    reason = why_not_direct()
+    if reason is None:
+        return Finding(Level.OK, "the kernel can be served without libfuse (--session direct)")
+    return Finding(
+        Level.WARN, f"no --session direct: {reason}", "--session pyfuse3 does the same, at more CPU a request"
+    )
 
 
 def check_tuning() -> Iterator[Finding]:

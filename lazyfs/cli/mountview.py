@@ -64,6 +64,8 @@ def _promises(report: Report) -> Iterator[tuple[str, str]]:
     """What this mount does and does not do."""
     if "read_only" in report:
         yield "access", "read-only" if report["read_only"] else "read and write"
+    if report.get("session"):
+        yield "kernel session", report["session"]
     if report.get("policy"):
         yield "policy", ", ".join(_setting(name, value) for name, value in report["policy"].items())
     supports = report.get("endpoint_supports") or {}

@@ -202,6 +202,15 @@ class MountConfig:
         "Keep extended attributes user.* as metadata of the object. The kernel then asks for one before each write.",
         default=False,
     )
+    session: Literal["auto", "pyfuse3", "direct"] = _option(
+        "session",
+        one_of("auto", "pyfuse3", "direct"),
+        "auto|pyfuse3|direct",
+        "How to speak with the kernel: through libfuse (pyfuse3) or without it (direct, Linux 5.4 or later); auto is "
+        "direct where that works.",
+        default="pyfuse3",
+        default_text="pyfuse3",
+    )
     foreground: bool = _option(
         "foreground", parse_switch, "", "Stay in the foreground and log to the terminal.", default=False, short="f"
     )

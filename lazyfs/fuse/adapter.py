@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,25 +30,22 @@ from pyfuse3 import (
 
 from lazyfs.core.errors import (
     BadNameError,
-    LazyfsError,
     NoEntryError,
     NotPermittedError,
     NotSupportedError,
     UsageError,
 )
-from lazyfs.core.posix import MAX_ID, Posix
+from lazyfs.core.posix import Posix
 from lazyfs.core.types import Attributes, Buffer, Changes, Range
+from lazyfs.fuse.door import STATFS_BLOCK, VIRTUAL_BYTES, VIRTUAL_FILES, errno_of, made_by, to_name
 from lazyfs.vfs.filesystem import FileSystem
 
-log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
 BLOCK = 512
 IO_SIZE = 1024**2
 """st_blksize: what cp and Python's buffered readers then ask for at a time."""
-VIRTUAL_BYTES = 2**60
-"""The size that statfs tells: a bucket has none."""
 
 
 def _door(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -61,23 +57,11 @@ def _door(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
             return await handler(*args, **kwargs)
         except FUSEError:
             raise
-        except LazyfsError as error:
-            log.debug("%s: %s: %s", handler.__name__, type(error).__name__, error)
-            raise FUSEError(error.errno) from None
-        except Exception:
-            log.exception("unexpected error in %s", handler.__name__)
-            raise FUSEError(errno.EIO) from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an errno
+            raise FUSEError(errno_of(error, handler.__name__)) from None
 
     through.is_door = True  # type: ignore[attr-defined]  # for the test that counts the doors
     return through
-
-
-def _name(name: bytes) -> str:
-    """A name as text. Keys are UTF-8, so nothing else can be one. BadNameError."""
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        raise BadNameError(f"{name!r} is not UTF-8") from None
 
 
 def to_entry(attributes: Attributes) -> EntryAttributes:
@@ -97,10 +81,7 @@ def to_entry(attributes: Attributes) -> EntryAttributes:
 
 
 def _made(mode: int, ctx: RequestContext) -> Posix:
-    """Whose a new file is, and who may do what with it. The kernel has taken the umask off already; an id that means
-    nothing outside of somebody's container is nobody's."""
-    uid, gid = (one if one <= MAX_ID else None for one in (ctx.uid, ctx.gid))
-    return Posix(mode=mode, uid=uid, gid=gid)
+    return made_by(mode, ctx.uid, ctx.gid)
 
 
 class Adapter(pyfuse3.Operations):
@@ -120,7 +101,7 @@ class Adapter(pyfuse3.Operations):
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """An entry; one with inode 0 tells the kernel for how long it may believe that there is none."""
         try:
-            text = _name(name)
+            text = to_name(name)
         except BadNameError:
             raise FUSEError(errno.ENOENT) from None
         try:
@@ -157,17 +138,17 @@ class Adapter(pyfuse3.Operations):
     @_door
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """Create a directory."""
-        return to_entry(await self._fs.make_directory(parent_inode, _name(name), _made(mode, ctx)))
+        return to_entry(await self._fs.make_directory(parent_inode, to_name(name), _made(mode, ctx)))
 
     @_door
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        await self._fs.remove_directory(parent_inode, _name(name))
+        await self._fs.remove_directory(parent_inode, to_name(name))
 
     @_door
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Delete a file."""
-        await self._fs.unlink(parent_inode, _name(name))
+        await self._fs.unlink(parent_inode, to_name(name))
 
     @_door
     async def rename(
@@ -183,7 +164,7 @@ class Adapter(pyfuse3.Operations):
         if flags & pyfuse3.RENAME_EXCHANGE:
             raise UsageError("two files cannot be exchanged at once in a bucket")
         replace = not flags & pyfuse3.RENAME_NOREPLACE
-        await self._fs.rename(parent_inode_old, _name(name_old), parent_inode_new, _name(name_new), replace=replace)
+        await self._fs.rename(parent_inode_old, to_name(name_old), parent_inode_new, to_name(name_new), replace=replace)
 
     # -- directories ------------------------------------------------------------------------------------------
 
@@ -209,11 +190,11 @@ class Adapter(pyfuse3.Operations):
         """What the namespace holds, and room without end."""
         files, size = self._fs.namespace.totals()
         result = StatvfsData()
-        result.f_bsize = result.f_frsize = 4096
-        result.f_blocks = VIRTUAL_BYTES // 4096
-        result.f_bfree = result.f_bavail = max(0, VIRTUAL_BYTES - size) // 4096
-        result.f_files = files + 2**40
-        result.f_ffree = result.f_favail = 2**40
+        result.f_bsize = result.f_frsize = STATFS_BLOCK
+        result.f_blocks = VIRTUAL_BYTES // STATFS_BLOCK
+        result.f_bfree = result.f_bavail = max(0, VIRTUAL_BYTES - size) // STATFS_BLOCK
+        result.f_files = files + VIRTUAL_FILES
+        result.f_ffree = result.f_favail = VIRTUAL_FILES
         result.f_namemax = 255
         return result
 
@@ -229,7 +210,7 @@ class Adapter(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """A new file, open for writing."""
-        fh, attributes = await self._fs.create(parent_inode, _name(name), ctx.pid, _made(mode, ctx))
+        fh, attributes = await self._fs.create(parent_inode, to_name(name), ctx.pid, _made(mode, ctx))
         return self._opened(attributes.ino, fh), to_entry(attributes)
 
     def _opened(self, ino: int, fh: int) -> FileInfo:
@@ -272,7 +253,7 @@ class Adapter(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Create a symbolic link. Its target may be any bytes."""
-        return to_entry(await self._fs.make_link(parent_inode, _name(name), bytes(target), _made(0o777, ctx)))
+        return to_entry(await self._fs.make_link(parent_inode, to_name(name), bytes(target), _made(0o777, ctx)))
 
     @_door
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 
 from lazyfs.core.errors import (
-    ArchivedError,
     BadHandleError,
     BusyError,
     IsDirectoryError,
@@ -21,13 +20,14 @@ from lazyfs.core.parts import PartSizes
 from lazyfs.core.posix import UNKNOWN, Posix
 from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, Range
-from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
+from lazyfs.index.base import LOCAL_ETAG, Node
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.accounting import Accounting
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.directories import DirectoryReader
-from lazyfs.vfs.handles import Handles, OpenFile
+from lazyfs.vfs.handles import FileHandle, Handles, OpenFile
+from lazyfs.vfs.immediate import Immediate
 from lazyfs.vfs.links import Links
 from lazyfs.vfs.lost import LostAndFound
 from lazyfs.vfs.modes import Modes
@@ -141,6 +141,16 @@ class FileSystem:
         self._clock_ns = clock_ns
         self._still_open = still_open
         self._listing = DirectoryReader(namespace, self._attributes)
+        self.now = Immediate(
+            namespace=namespace,
+            modes=self._modes,
+            handles=self.handles,
+            reader=reader,
+            writers=self._writers,
+            listing=self._listing,
+            accounting=self.accounting,
+        )
+        self.versions = self.now.versions
 
     # -- names ----------------------------------------------------------------------------------------------------
 
@@ -154,7 +164,7 @@ class FileSystem:
         file = self.handles.by_ino(ino)
         if file is not None and file.deleted:
             return self._attributes(file.node)
-        node = file.node if file is not None else self.namespace.node(ino)
+        node = self.now.node(ino)
         return self._attributes(await self._modes.ask(node) if self._modes.is_to_ask(node) else node)
 
     async def open_directory(self, ino: int) -> int:
@@ -231,20 +241,9 @@ class FileSystem:
 
     async def open(self, ino: int, flags: int, pid: int) -> int:
         """A handle on an existing file. ArchivedError, BusyError, ReadOnlyError, NotPermittedError, EOPNOTSUPP."""
-        if self.handles.by_ino(ino) is None:
-            node = await self.namespace.current(ino)
-            if self._modes.is_to_ask(node):
-                await self._modes.ask(node)
-        node = self._openable(ino)
+        await self.prove(ino)
         writable = bool(flags & os.O_ACCMODE)
-        if writable:
-            self.policy.check_writable()
-            self.policy.check_replaceable()
-        current = self.handles.by_ino(ino)
-        is_here = current is not None and (current.writer is not None or current.object is not None)
-        if not is_here and not self._writers.is_readable(node):
-            raise BusyError(f"{node.name!r} is not finished")
-        fh, file = self.handles.open_file(node, pid=pid, writable=writable)
+        fh, file = self._begin(ino, pid=pid, writable=writable)
         try:
             if writable and self.policy.xattrs:
                 await self.xattrs.load(file)
@@ -258,21 +257,44 @@ class FileSystem:
         self.accounting.opened(self.handles.file(fh))
         return fh
 
+    async def prove(self, ino: int) -> None:
+        """What has to be asked before `ino` is opened, unless it is open. StaleInodeError, StoreError."""
+        if self.handles.by_ino(ino) is None:
+            node = await self.namespace.current(ino)
+            if self._modes.is_to_ask(node):
+                await self._modes.ask(node)
+
+    def open_now(self, ino: int, flags: int, pid: int) -> int | None:
+        """What `open` says, where it need not wait; else None. See vfs.immediate."""
+        if not self.now.may_open(ino, flags):
+            return None
+        fh, file = self._begin(ino, pid=pid, writable=False)
+        try:
+            if self._writers.is_readable(file.node):
+                self._writers.object(file)
+        except LazyfsError:
+            self.handles.close_file(fh)
+            raise
+        self.accounting.opened(self.handles.file(fh))
+        return fh
+
+    def _begin(self, ino: int, *, pid: int, writable: bool) -> tuple[int, OpenFile]:
+        """A handle that nobody knows of yet. ArchivedError, BusyError, ReadOnlyError, NotPermittedError."""
+        node = self.now.openable(ino)
+        if writable:
+            self.policy.check_writable()
+            self.policy.check_replaceable()
+        current = self.handles.by_ino(ino)
+        is_here = current is not None and (current.writer is not None or current.object is not None)
+        if not is_here and not self._writers.is_readable(node):
+            raise BusyError(f"{node.name!r} is not finished")
+        return self.handles.open_file(node, pid=pid, writable=writable)
+
     def keeps_pages(self, ino: int) -> bool:
         """Whether the kernel, opening `ino` now, may keep what it has cached of it."""
         kept = ino not in self._writers.spoiled
         self._writers.spoiled.discard(ino)
         return kept
-
-    def _openable(self, ino: int) -> Node:
-        file = self.handles.by_ino(ino)
-        node = file.node if file is not None else self.namespace.node(ino)
-        if node.kind is Kind.DIRECTORY:
-            raise IsDirectoryError(node.name)
-        if is_archived(node):
-            log.warning("%r is in storage class %s; restore it first", node.name, node.storage_class)
-            raise ArchivedError(f"{node.name!r} is archived ({node.storage_class}); restore it first")
-        return node
 
     async def create(self, parent: int, name: str, pid: int, posix: Posix = UNKNOWN) -> tuple[int, Attributes]:
         """Create a file and open it for writing; `posix` is whose it is and who may do what. ExistsError, BadNameError,
@@ -329,7 +351,7 @@ class FileSystem:
         if file is not None and file.writer is not None:
             await self._writers.truncate(file, size)
             return file.node
-        node = self._openable(ino)
+        node = self.now.openable(ino)
         if size == node.size:
             return node
         # Nobody is writing: truncate(2) opens, truncates and closes.
@@ -379,13 +401,26 @@ class FileSystem:
         except LazyfsError as error:
             log.error("%r was not uploaded: %s", file.node.name, error)
         finally:
-            self.handles.close_file(fh)
-            self.accounting.closed(handle)
-            # Whoever writes next begins anew, also while others go on reading; but what has no name is nowhere else.
-            if not (file.handles if file.deleted else file.writers):
-                self._writers.dismiss(file)
+            self._close(fh, handle)
             if not file.handles and self.write_back is not None:
                 await self.write_back.closed(file)
+
+    def release_now(self, fh: int) -> bool:
+        """`release`, where it need not wait: of a handle for reading. Whether it was one. See vfs.immediate."""
+        handle = self.handles.file(fh)
+        is_last = handle.file.handles == 1
+        if handle.writable or (is_last and self.write_back is not None):
+            return False
+        self._close(fh, handle)
+        return True
+
+    def _close(self, fh: int, handle: FileHandle) -> None:
+        file = handle.file
+        self.handles.close_file(fh)
+        self.accounting.closed(handle)
+        # Whoever writes next begins anew, also while others go on reading; but what has no name is nowhere else.
+        if not (file.handles if file.deleted else file.writers):
+            self._writers.dismiss(file)
 
     def _is_unfinished(self, file: OpenFile) -> bool:
         """Whether no flush has told what becomes of the file: its bytes, or its name alone, are only here."""

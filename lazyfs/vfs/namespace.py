@@ -97,7 +97,7 @@ class Namespace:
             on_changes=self._tell_kernel,
             on_skipped=self._count_skipped,
         )
-        self._refreshed = False
+        self.refreshed = False
         self._refreshing = trio.Lock()
         self._missed = False
 
@@ -107,7 +107,7 @@ class Namespace:
             self.skipped_keys = 0
             anew, self._missed = self._missed, False
             await self.importer.import_all(anew=anew)
-            self._refreshed = True
+            self.refreshed = True
 
     def missed(self) -> None:
         """Changes before now may not have been told: the next refresh builds on nothing that was listed before."""
@@ -117,22 +117,22 @@ class Namespace:
 
     async def lookup(self, parent: int, name: str) -> Node:
         """What `name` in directory `parent` is. NoEntryError, StaleInodeError, StoreError."""
-        node, fresh = self._known(parent, name)
-        if not fresh:
-            await self._renew(parent, name)
-            node, _ = self._known(parent, name)
+        node = self.known(parent, name)
         if node is None:
-            self._told_absent(parent, name)
-            raise NoEntryError(name)
+            await self._renew(parent, name)
+            node = self._told(parent, name, self._known(parent, name)[0])
         return node
+
+    def known(self, parent: int, name: str) -> Node | None:
+        """What `lookup` says, if that needs no request, else None. NoEntryError, StaleInodeError."""
+        node, fresh = self._known(parent, name)
+        return self._told(parent, name, node) if fresh else None
 
     async def check_absent(self, parent: int, name: str) -> None:
         """Return if there is no `name`. ExistsError."""
-        try:
+        with contextlib.suppress(NoEntryError):
             await self.lookup(parent, name)
-        except NoEntryError:
-            return
-        raise ExistsError(name)
+            raise ExistsError(name)
 
     def node(self, ino: int) -> Node:
         """The row of `ino`, without asking whether it is still true. StaleInodeError."""
@@ -147,11 +147,14 @@ class Namespace:
 
     async def current(self, ino: int) -> Node:
         """The row of `ino`, asked for anew if its lease has ended. StaleInodeError if it was replaced."""
-        node = self.node(ino)
-        if not (node.is_local or self._proven(node)):
+        if not self.is_current(node := self.node(ino)):
             await self._checks.run((node.parent, node.name), lambda: self._check(node.parent, node.name))
             node = self.node(ino)
         return node
+
+    def is_current(self, node: Node) -> bool:
+        """Whether `current` says the same of it without a request."""
+        return node.is_local or self.leases.runs(self._proven_ns(node))
 
     def directory(self, ino: int) -> Node:
         """The row of `ino`, which is a directory. NotDirectoryError, StaleInodeError."""
@@ -353,10 +356,7 @@ class Namespace:
     def _is_listed(self, node: Node) -> bool:
         if node.listed_ns is None:
             return False
-        return self.leases.runs(node.listed_ns) or not (self._refreshed or self.leases.ttl_s == 0)
-
-    def _proven(self, node: Node) -> bool:
-        return self.leases.runs(self._proven_ns(node))
+        return self.leases.runs(node.listed_ns) or not (self.refreshed or self.leases.ttl_s == 0)
 
     def _proven_ns(self, node: Node, above: Node | None = None) -> int:
         """When it was last seen that `node` is what its name means."""
@@ -402,7 +402,7 @@ class Namespace:
             if page.objects or page.prefixes:
                 found.append(Entry(name + "/"))
 
-        await each((as_file, as_directory), _call, at_once=2)
+        await each((as_file, as_directory), lambda work: work(), at_once=2)
 
     async def _head(self, key: str) -> ObjectInfo | None:
         try:
@@ -414,10 +414,13 @@ class Namespace:
         node = self.directory(ino)
         await self.importer.list_directory(self.key(node)[len(self.root) :], on_page=on_page)
 
-    def _told_absent(self, parent: int, name: str) -> None:
-        """Remember that the kernel may now believe `name` absent, since when that is proven."""
-        listed_ns = self.directory(parent).listed_ns or 0
-        self._deny(parent, name, max(listed_ns, self._negative.get((parent, name)) or 0))
+    def _told(self, parent: int, name: str, node: Node | None) -> Node:
+        """`node`; if there is none, remember since when it is proven that the kernel may believe so. NoEntryError."""
+        if node is None:
+            listed_ns = self.directory(parent).listed_ns or 0
+            self._deny(parent, name, max(listed_ns, self._negative.get((parent, name)) or 0))
+            raise NoEntryError(name)
+        return node
 
     def _deny(self, parent: int, name: str, now_ns: int) -> None:
         self._negative.put((parent, name), now_ns, 1)
@@ -437,7 +440,3 @@ class Namespace:
             if self.skipped_keys <= _REPORTED_SKIPS:
                 log.info("key %r cannot be a path and is not shown", key)
         self._stats.add("index.skipped_keys", len(keys))
-
-
-async def _call(work: Callable[[], Awaitable[None]]) -> None:
-    await work()

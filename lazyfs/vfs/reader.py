@@ -45,16 +45,30 @@ class Reader:
             return b""
         block_size = self._fetcher.block_size
         blocks = blocks_of(span, block_size)
-        self._ask_ahead(file, span, blocks)
-        run = self._fetcher.run(file.oid, blocks)
+        run = self.resident(file, span)
         if run is not None:
-            self._stats.add("read.bytes.memory", span.size)
-        else:
-            wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
-            found = await self._fetcher.fetch(file.oid, file.size, wanted, span, tally)
-            run = self._fetcher.run(file.oid, blocks)  # what arrived by one GET needs no joining
-            if run is None:
-                return _cut(found, span, blocks, block_size)
+            return run
+        self._ask_ahead(file, span, blocks)
+        wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
+        found = await self._fetcher.fetch(file.oid, file.size, wanted, span, tally)
+        run = self._fetcher.run(file.oid, blocks)  # what arrived by one GET needs no joining
+        if run is None:
+            return _cut(found, span, blocks, block_size)
+        start = blocks.start * block_size
+        return run[span.start - start : span.stop - start]
+
+    def resident(self, file: OpenObject, span: Range) -> Buffer | None:
+        """What `read` says where memory has it in one piece; else None, and nothing has happened."""
+        span = span.clamp(file.size)
+        if not span.size:
+            return b""
+        block_size = self._fetcher.block_size
+        blocks = blocks_of(span, block_size)
+        run = self._fetcher.run(file.oid, blocks)
+        if run is None:
+            return None
+        self._ask_ahead(file, span, blocks)
+        self._stats.add("read.bytes.memory", span.size)
         start = blocks.start * block_size
         return run[span.start - start : span.stop - start]
 

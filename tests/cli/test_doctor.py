@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.cli import checks
-from lazyfs.cli.checks import Level, check_cache, check_memory, file_system_of
+from lazyfs.cli.checks import Level, check_cache, check_direct, check_memory, file_system_of
 from lazyfs.cli.endpoint import judge
 from lazyfs.cli.main import run
 from lazyfs.config import CacheConfig
@@ -25,7 +25,7 @@ def test_this_machine(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = run(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     levels = [match[1] for line in lines if (match := re.match(r"(ok|warn|fail) +\S", line))]
-    assert len(levels) == 8
+    assert len(levels) == 9
     assert code == (1 if "fail" in levels else 0)
     assert not (home / "cache").exists(), "it only looks"
 
@@ -67,6 +67,13 @@ def test_no_fusermount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert checks.check_fusermount().level is Level.WARN
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert checks.check_fusermount().level is Level.FAIL
+
+
+def test_the_direct_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.release", lambda: "4.19.0")
+    found = check_direct()
+    assert found.level is Level.WARN
+    assert found.text == "no --session direct: Linux 4.19.0 is older than 5.4"
 
 
 def test_the_file_system_of_a_path() -> None:

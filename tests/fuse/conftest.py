@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from minio import Minio
 
+from tests.campaign import THOROUGH
 from tests.conftest import SERVERS, new_bucket_name
 from tests.fuse.mounts import FUSECTL, SESSIONS, Mount, mounted, witness
 from tests.servers import Server
@@ -25,6 +26,30 @@ def _fuse() -> None:
         pytest.skip("real mounts are tested as root with /dev/fuse")
     if not FUSECTL.is_mount():
         subprocess.run(["mount", "-t", "fusectl", "fusectl", str(FUSECTL)], check=False, capture_output=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What the direct session is not always tried with is a campaign's, unless LAZYFS_TEST_SESSIONS says otherwise."""
+    if "LAZYFS_TEST_SESSIONS" in os.environ:
+        return
+    rare = [item for item in items if _is_direct(item) and not _is_always_tried(item)]
+    for item in rare:
+        item.add_marker("campaign")
+    if rare and not THOROUGH:
+        config.hook.pytest_deselected(items=rare)
+        left_out = set(map(id, rare))
+        items[:] = [item for item in items if id(item) not in left_out]
+
+
+def _is_direct(item: pytest.Item) -> bool:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any("direct" in (value, *value[:1]) for value in values if isinstance(value, str | tuple))
+
+
+def _is_always_tried(item: pytest.Item) -> bool:
+    """With one server: they do not differ in what the kernel sees."""
+    return item.get_closest_marker("both_sessions") is not None and "gateway" not in item.name
 
 
 @pytest.fixture(params=SESSIONS)

@@ -25,8 +25,8 @@ from minio import Minio
 from lazyfs.control.client import call
 from tests.servers import Server
 
-SESSIONS = ["pyfuse3"]
-"""The kernel sessions that run these tests; a second one needs its option in `_session_options` only."""
+SESSIONS = os.environ.get("LAZYFS_TEST_SESSIONS", "pyfuse3 direct").split()
+"""The kernel sessions that run these tests. Usually the second runs only those marked `both_sessions`: see conftest."""
 TIME_LIMIT_S = 60
 COMMAND_S = 40
 ROOT = Path(__file__).parents[2]
@@ -300,5 +300,4 @@ def _end_well(mount: Mount) -> None:
 
 
 def _session_options(session: str) -> list[str]:
-    assert session in SESSIONS
-    return []
+    return ["--session", session]

@@ -46,6 +46,7 @@ def tree(client: Minio, bucket: str, server: Server) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.both_sessions
 def test_a_copy_is_the_bucket_and_the_second_reading_asks_nothing(
     mount: Mounter, tree: dict[str, bytes], tmp_path: Path, server: Server
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_sequential_reader_fetches_each_byte_once_in_large_requests(tmp_path: 
         assert len(gets) <= 24
 
 
+@pytest.mark.both_sessions
 def test_mmap_and_threads_and_many_descriptors_see_the_same_bytes(mount: Mounter, client: Minio, bucket: str) -> None:
     data = random_bytes(3 * MIB + 17)
     put(client, bucket, "model.safetensors", data)

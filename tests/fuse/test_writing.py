@@ -60,6 +60,7 @@ def large(server: Server, size: int) -> int:
 # -- programs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_sessions
 def test_cp(room: Path, stored: Callable[[str], bytes], shared_server: Server, tmp_path: Path) -> None:
     sizes = [0, 1, 4096, PART - 1, PART, PART + 1, large(shared_server, 64 * MIB + 3)]
     for size in sizes:
@@ -106,6 +107,7 @@ def test_dd_appends(room: Path, stored: Callable[[str], bytes], tmp_path: Path) 
     assert stored("out") == source.read_bytes() * 3
 
 
+@pytest.mark.both_sessions
 def test_a_checkpoint_like_torch_save(room: Path, stored: Callable[[str], bytes], shared_server: Server) -> None:
     tensors = [random_bytes(large(shared_server, 30 * MIB) // 6, seed) for seed in range(6)]
 
@@ -203,6 +205,7 @@ def test_odd_names_come_back_as_they_were_written(
 # -- descriptors that are shared --------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_sessions
 def test_dup_and_close_do_not_finish_the_file(
     room: Path, stored: Callable[[str], bytes], shared_server: Server
 ) -> None:
@@ -279,6 +282,7 @@ def test_a_child_that_outlives_the_parents_descriptor(room: Path, stored: Callab
 # -- any pattern in a small file ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_sessions
 def test_small_files_take_any_pattern(room: Path, stored: Callable[[str], bytes], tmp_path: Path) -> None:
     """The same program on the mount and on a local disk."""
 
@@ -393,6 +397,7 @@ def test_eight_writers_at_once(room: Path, stored: Callable[[str], bytes]) -> No
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_sessions
 def test_mkdir_unlink_rmdir(room: Path, stored_names: Callable[[], list[str]]) -> None:
     (room / "d").mkdir()
     (room / "d/e").mkdir()
@@ -426,6 +431,7 @@ def test_rm_r(room: Path, stored_names: Callable[[], list[str]]) -> None:
     assert stored_names() == []
 
 
+@pytest.mark.both_sessions
 def test_rename_of_a_file(room: Path, stored: Callable[[str], bytes], stored_names: Callable[[], list[str]]) -> None:
     (room / "a").write_bytes(b"one")
     (room / "sub").mkdir()
