@@ -175,8 +175,7 @@ class Renamer:
         if file is not None:
             await self._writers.commit(file)  # what is being written goes up first: an upload cannot change its key
             node = file.node
-        replaced = self._handles.by_ino(target.ino) if target is not None else None
-        async with replaced.turn if replaced is not None else contextlib.nullcontext():
+        async with contextlib.nullcontext() if target is None else self._handles.held(target) as replaced:
             if replaced is not None:
                 self._writers.remember(replaced)
             if self._write_back is not None:

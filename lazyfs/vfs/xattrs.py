@@ -93,7 +93,7 @@ class Xattrs:
 
     async def load(self, file: OpenFile) -> None:
         """Before a file is written to: what its object says goes along with the next one."""
-        if file.writer is None:
+        if file.writer is None and not file.deleted:
             file.extra = await self._ask(file.node)
 
     async def _known(self, ino: int) -> Mapping[str, str]:

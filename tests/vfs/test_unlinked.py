@@ -144,10 +144,11 @@ async def test_who_reads_an_unlinked_file_outlives_who_writes_it(tmp_path: Path,
 
 
 @WAYS
-async def test_what_waited_for_its_upload_stays_for_who_has_it_open(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("xattrs", [False, True])
+async def test_what_waited_for_its_upload_stays_for_who_has_it_open(tmp_path: Path, way: str, xattrs: bool) -> None:
     store = ScriptedStore()
     held = store.hold("create")
-    async with scene(store, tmp_path, back=True) as m:
+    async with scene(store, tmp_path, back=True, xattrs=xattrs) as m:
         await m.write("f", b"x" * 5 * PART)
         ino, reading = await m.open("f")
         await lose(m, "f", way)
@@ -226,3 +227,30 @@ async def test_an_unlinked_file_is_no_loss_when_the_mount_ends(tmp_path: Path) -
         await m.fs.unlink(ROOT_INO, "f")
         await m.fs.abandon()
         await m.fs.release(ino, fh)
+
+
+@WAYS
+async def test_who_opens_a_file_just_before_it_loses_its_name_does_not_bring_it_back(tmp_path: Path, way: str) -> None:
+    """Where the endpoint honours no conditions: the open comes while the bucket is asked to delete or to copy."""
+    store = ScriptedStore()
+    opened: list[int] = []
+    async with scene(store, tmp_path, conditional_put=False) as m:
+        await m.write("f", b"old")
+        ino = (await m.lookup("f")).ino
+
+        async def open_it() -> None:
+            opened.append(await m.fs.open(ino, os.O_RDWR, 1))
+
+        def meanwhile(when: str, verb: str, _key: str) -> None:
+            if when == "before" and verb == ("delete" if way == "unlink" else "copy") and not opened:
+                m.nursery.start_soon(open_it)
+
+        store.hook = meanwhile
+        await lose(m, "f", way)
+        await m.settle()
+        assert len(opened) == 1
+        await m.fs.write(ino, opened[0], 0, b"new")
+        await close(m, ino, opened[0])
+        assert {key: bytes(found.body) for key, found in store._objects.items()} == (
+            {} if way == "unlink" else {"f": b"other"}
+        )
