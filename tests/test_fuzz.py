@@ -331,5 +331,5 @@ def test_a_file_of_options(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"token": None}, {"key": None}, {"size": math.inf}, {"etag": 5}, {"size": -1}])
 def test_a_record_that_is_none(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         decode_change(3, json.dumps({**CHANGE, **change}))

@@ -102,7 +102,7 @@ def decode_change(number: int, text: str) -> Change:
         size, mtime_ns, etag = int(record["size"]), int(record["mtime_ns"]), record.get("etag")
         if not (0 <= size <= _MAX and abs(mtime_ns) <= _MAX and isinstance(etag, str | None)):
             raise ValueError(record)
-        if not (isinstance(token, str) and isinstance(record["key"], str)):
+        if {type(token), type(record["key"])} != {str}:
             raise ValueError(record)
         return Change(
             number=number,
