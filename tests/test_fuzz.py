@@ -40,7 +40,7 @@ from tests.campaign import SEED, times
 pytestmark = [pytest.mark.campaign, pytest.mark.expect_warnings]
 
 often = settings(
-    max_examples=times(60, 5000),
+    max_examples=times(40, 5000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
