@@ -40,7 +40,7 @@ from tests.campaign import SEED, times
 pytestmark = [pytest.mark.campaign, pytest.mark.expect_warnings]
 
 often = settings(
-    max_examples=times(60, 5000),
+    max_examples=times(40, 5000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -293,7 +293,7 @@ PARSERS |= {
 WORDS = st.sampled_from(
     ["~", "~nobody-of-this-name/x", "http://[", "https://[::1", "redis://h:99999/0", "redis://u:p@h:x", "s3://b?endpoint=x",
      "9" * 40 + "TiB", "9" * 20, "9" * 20 + "d", "0", "1e5", "٣", "indefinite", "none", "s3://", "s3://b/k", "sqs:http://x/y",
-     "a\0b", "ro,allow_other,uid=5,x-a=b", "=,=", "uid=", "s3://b/" + "a" * 2000, "\udcff", "redis://h/٣", "rediss://h?ca_file=\0"]
+     "a\0b", "5\x1f", "ro,allow_other,uid=5,x-a=b", "=,=", "uid=", "s3://b/" + "a" * 2000, "\udcff", "redis://h/٣", "rediss://h?ca_file=\0"]
 )  # fmt: skip
 
 
@@ -327,3 +327,9 @@ def test_a_file_of_options(content: bytes, tmp_path: Path) -> None:
     file.write_bytes(content)
     with contextlib.suppress(UsageError):
         load("bucket", str(tmp_path), {}, file=file, environ={"HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize("change", [{"token": None}, {"key": None}, {"size": math.inf}, {"etag": 5}, {"size": -1}])
+def test_a_record_that_is_none(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode_change(3, json.dumps({**CHANGE, **change}))

@@ -78,7 +78,7 @@ def parse_mode(text: str) -> int:
 
 def parse_id(text: str) -> int:
     """A user or group number."""
-    number = int(text) if re.fullmatch(r"[0-9]{1,10}", text.strip()) else 2**32
+    number = int(text.strip()) if re.fullmatch(r"[0-9]{1,10}", text.strip()) else 2**32
     if number >= 2**32 - 1:  # the last one means "no id" to the kernel
         raise UsageError(f"not a numeric id: {text!r}")
     return number
@@ -118,7 +118,7 @@ def parse_time_limit(text: str) -> float:
 
 def parse_port(text: str) -> int:
     """A TCP port; 0 for whichever is free."""
-    number = int(text) if re.fullmatch(r"[0-9]{1,5}", text.strip()) else 2**16
+    number = int(text.strip()) if re.fullmatch(r"[0-9]{1,5}", text.strip()) else 2**16
     if number >= 2**16:
         raise UsageError(f"not a port: {text!r} (0 to 65535)")
     return number

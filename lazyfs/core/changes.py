@@ -111,10 +111,12 @@ def decode_change(number: int, text: str) -> Change:
         size, mtime_ns, etag = int(record["size"]), int(record["mtime_ns"]), record.get("etag")
         if not (0 <= size <= _MAX and abs(mtime_ns) <= _MAX and isinstance(etag, str | None)):
             raise ValueError(record)
+        if {type(token), type(record["key"])} != {str}:
+            raise ValueError(record)
         return Change(
             number=number,
             op=Op(record["op"]),
-            key=str(record["key"]),
+            key=record["key"],
             size=size,
             mtime_ns=mtime_ns,
             token=token,

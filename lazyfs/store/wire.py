@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import urllib3
 from lxml import etree
 
-from lazyfs.core.errors import StoreError, TruncatedError
+from lazyfs.core.errors import StoreError, TransientStoreError, TruncatedError
 from lazyfs.core.types import Buffer
 from lazyfs.store.answers import UNTRUSTED, store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.sdk import pieces
 from lazyfs.store.settings import S3Settings
+
+MAX_ANSWER_BYTES = 16 * 1024**2
+"""A page of a thousand of the longest keys has 4 MiB."""
+
+
+class Answer(NamedTuple):
+    """What a server said."""
+
+    headers: Mapping[str, str]
+    data: bytes
 
 
 class Wire:
@@ -31,25 +41,36 @@ class Wire:
 
     def send(
         self, method: str, url: str, *, headers: Mapping[str, str], what: str, body: Buffer | None = None
-    ) -> urllib3.BaseHTTPResponse:
-        """The answer, read to its end, if its status is 200. Blocks."""
+    ) -> Answer:
+        """The answer, if its status is 200. TransientStoreError if it is longer than any. Blocks."""
         sent = dict(headers)
         if body is not None:
             sent["Content-Length"] = str(len(body))
         try:
             answer = self._pool.request(
                 method, url, headers=sent, body=None if body is None else pieces(memoryview(body)),
-                timeout=self._timeout, retries=False, redirect=False,
+                timeout=self._timeout, retries=False, redirect=False, preload_content=False,
             )  # fmt: skip
+            data = _read(answer, what)
         except urllib3.exceptions.HTTPError as error:
             raise translate(error, what) from None
         if answer.status != 200:
-            raise parse_error(answer.status, answer.data, what, answer.headers.get("x-amz-bucket-region", ""))
-        return answer
+            raise parse_error(answer.status, data, what, answer.headers.get("x-amz-bucket-region", ""))
+        return Answer(answer.headers, data)
 
     def close(self) -> None:
         """Let go of connections."""
         self._pool.clear()
+
+
+def _read(answer: urllib3.BaseHTTPResponse, what: str) -> bytes:
+    """The whole body; then the connection is free for the next request."""
+    data = answer.read(MAX_ANSWER_BYTES + 1)
+    if len(data) > MAX_ANSWER_BYTES:
+        answer.close()
+        raise TransientStoreError(f"{what}: the answer is longer than any")
+    answer.release_conn()
+    return data
 
 
 def _make_pool(control: ControlPlane, max_connections: int) -> urllib3.PoolManager:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from minio import Minio
 
+from tests.campaign import times
 from tests.fuse.conftest import Mounter
 from tests.fuse.mounts import Mount, drop_page_cache, until
 from tests.fuse.trees import put, random_bytes
@@ -52,7 +53,8 @@ def wait_for_trouble(m: Mount) -> None:
     until(lambda: m.stat_of("s3.retries") >= before + 2, "requests are tried again")
 
 
-@pytest.mark.parametrize("how", [(), ("--write-back",)], ids=["write-through", "write-back"])
+@pytest.mark.campaign
+@pytest.mark.parametrize("how", [("--write-back",), ()][: times(1, 2)], ids=" ".join)
 def test_who_waits_for_a_server_that_comes_back_notices_nothing(
     how: tuple[str, ...], mount: Mounter, moto: Server, client: Minio, bucket: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ class Sent:
             pool: urllib3.PoolManager, method: str, url: str, *, headers: Mapping[str, str], **_: Any
         ) -> urllib3.HTTPResponse:
             self.requests.append((method, url, {name.lower(): value for name, value in headers.items()}))
-            return urllib3.HTTPResponse(b"", {"ETag": '"etag"'}, 200)
+            return urllib3.HTTPResponse(io.BytesIO(), {"ETag": '"etag"'}, 200, preload_content=False)
 
         monkeypatch.setattr(urllib3.PoolManager, "request", request)
 

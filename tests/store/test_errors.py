@@ -28,6 +28,7 @@ from lazyfs.core.types import ObjectId, Range, Upload
 from lazyfs.store.base import Store
 from lazyfs.store.remote import S3Store, open_s3_store
 from lazyfs.store.s3 import S3Settings
+from lazyfs.store.wire import MAX_ANSWER_BYTES
 from tests.conftest import new_bucket_name
 from tests.servers import Server, free_port
 
@@ -363,3 +364,30 @@ async def test_a_name_that_no_server_has(verb: str, aws_environment: pytest.Monk
         with pytest.raises(UnreachableError) as error:
             await VERBS[verb](store)
     check_text(error, "secret-key")
+
+
+@pytest.mark.parametrize("verb", ["list", "put"])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answer_without_end_is_not_kept_in_memory(
+    settings: Callable[[int], S3Settings], verb: str, status: int
+) -> None:
+    sent = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal sent
+        async with stream:
+            await stream.receive_some(65536)
+            await stream.send_all(f"HTTP/1.1 {status} OK\r\nContent-Length: {10**12}\r\n\r\n".encode())
+            with contextlib.suppress(trio.BrokenResourceError):
+                while sent < 4 * MAX_ANSWER_BYTES:
+                    await stream.send_all(b"x" * 2**16)
+                    sent += 2**16
+
+    async with trio.open_nursery() as nursery:
+        (listener, *_) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        async with opened(settings(listener.socket.getsockname()[1])) as store:
+            with pytest.raises(TransientStoreError, match="longer than any"):
+                await VERBS[verb](store)
+        nursery.cancel_scope.cancel()
+    assert sent < 3 * MAX_ANSWER_BYTES
