@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench.servers import Endpoint, version_of
 from lazyfs.cli.gateway import find_program
+from lazyfs.control import client, registry
 
 START_S = 60.0
 STOP_S = 120.0
@@ -59,6 +60,9 @@ class Arm:
     def command(self, endpoint: Endpoint, bucket: str, path: Path, scratch: Path) -> list[str]:
         """What mounts the bucket at `path`, in the foreground; `scratch` keeps its cache over remounts."""
         raise NotImplementedError
+
+    def settle(self, view: View) -> None:
+        """Return when what the mount begins by itself has ended."""
 
     def environment(self, endpoint: Endpoint) -> Mapping[str, str]:
         """What it needs to know of the endpoint's user."""
@@ -102,6 +106,15 @@ class Lazyfs(Arm):
             "--cache-dir", str(scratch / "cache"), "--cache-size", "8GiB",
             *(["--write-back"] if self.only_writes else []),
         ]  # fmt: skip
+
+    def settle(self, view: View) -> None:
+        registration = registry.find(view.path)
+        assert registration is not None
+        deadline = time.monotonic() + START_S
+        while client.call(registration.socket, "status")["import"]["state"] != "done":
+            if time.monotonic() > deadline:
+                raise RuntimeError("the import does not end")
+            time.sleep(0.1)
 
 
 class Rclone(Arm):

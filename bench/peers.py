@@ -181,6 +181,7 @@ class Run:
                 drop_page_cache()
                 for work in reads:
                     self._cell(arm.name, endpoint, "memory", work, view, done[work.name])
+                arm.settle(view)
                 for write in writing(self.truth.scale):
                     if self.wanted(write.name):
                         self._write(arm, endpoint, write, view)

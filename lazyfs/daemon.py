@@ -101,7 +101,7 @@ async def _main(config: Config, on_ready: Callable[[], None], on_progress: Progr
         await _greet(bare, config, stats)
         directory, snapshot, stores = config.cache.directory, config.cache.snapshot, _stores(config, bare, stats)
         async with opened_index(directory, _identity(config), snapshot=snapshot, stores=stores) as index:
-            await _settle_capabilities(bare, config, index)
+            await _settle_capabilities(bare, _patient(bare, stats), config, index)
             await index.remove_local()
             spool = None if directory is None else Spool(directory / "spool", limit_bytes=config.write.spool_size)
             with opened_backlog(config, _identity(config), spool=spool, index=index) as backlog:
@@ -165,14 +165,18 @@ async def _running(
 
 async def _greet(bare: S3Store, config: Config, stats: Stats) -> None:
     """Fail now and clearly if the bucket cannot be listed."""
-    patient = Retrying(bare, backoff=Backoff(deadline_s=STARTUP_DEADLINE_S), stats=stats)
     bucket = config.bucket
     try:
-        await patient.list_page(bucket.prefix, limit=1)
+        await _patient(bare, stats).list_page(bucket.prefix, limit=1)
     except StoreError as error:
         server = f" on {bucket.endpoint_url}" if bucket.endpoint_url else ""
         reason = str(error).removeprefix(f"LIST {bucket.prefix!r}: ")
         raise StartupError(f"cannot list bucket {bucket.name}{server}: {reason}") from error
+
+
+def _patient(bare: S3Store, stats: Stats) -> Retrying:
+    """For as long as somebody waits for the mount."""
+    return Retrying(bare, backoff=Backoff(deadline_s=STARTUP_DEADLINE_S), stats=stats)
 
 
 async def _import_first(namespace: Namespace, on_progress: Progress) -> None:
@@ -214,8 +218,7 @@ async def _serve(mount: Mount, on_ready: Callable[[], None], on_progress: Progre
             await nursery.start(_run_session, mount, nursery.cancel_scope)
             registry.register(config.mount.mountpoint, bucket=config.bucket.name)
             socket = registry.socket_path(config.mount.mountpoint)
-            verbs = {"status": mount.status, "export": mount.export, "leave_uploads": mount.leave_uploads}
-            verbs |= mount.lifecycle.verbs()
+            verbs = mount.verbs() | mount.lifecycle.verbs()
             await nursery.start(lambda task_status: serve(socket, verbs, task_status=task_status))
             background.start_soon(_bring_in, mount)
             on_ready()
@@ -424,18 +427,19 @@ def _stores(config: Config, bare: S3Store, stats: Stats) -> OpenStore:
     return opened
 
 
-async def _settle_capabilities(bare: S3Store, config: Config, index: Index) -> None:
+async def _settle_capabilities(bare: S3Store, patient: Retrying, config: Config, index: Index) -> None:
     """Find out what the endpoint honours, once per bucket: the answer is kept in the index."""
     kind = "reads" if config.mount.read_only else "reads and writes"
     kept = index.meta(f"capabilities of {kind}")
     if kept is not None:
-        bare.capabilities = Capabilities(**json.loads(kept))
-        return
-    page = await bare.list_page(config.bucket.prefix, limit=10)
+        with contextlib.suppress(ValueError, TypeError):  # damaged, or of another lazyfs: asked again
+            bare.capabilities = Capabilities(**json.loads(kept))
+            return
+    page = await patient.list_page(config.bucket.prefix, limit=10)
     sample = next((info for info in page.objects if info.size > 0), None)
     writable = not config.mount.read_only
     try:
-        bare.capabilities = await probe(bare, writable=writable, sample=sample)
+        bare.capabilities = await probe(patient, writable=writable, sample=sample)
     except StoreError as error:
         # A key that we may not read or write, or that is gone by now, is no reason not to mount.
         log.info("what the endpoint honours is not known: %s", error)

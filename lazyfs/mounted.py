@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.spool import Spool
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
+from lazyfs.config.options import OPTIONS
 from lazyfs.core.errors import ControlError, LazyfsError
 from lazyfs.core.stats import Stats
 from lazyfs.fuse.session import Session
@@ -30,6 +32,9 @@ from lazyfs.vfs.slots import Slots
 from lazyfs.vfs.uploader import Uploader
 from lazyfs.vfs.writeback import WriteBack
 
+log = logging.getLogger(__name__)
+
+RELOADABLE = {option.name: option for option in OPTIONS if option.name in ("metadata-ttl", "log-level")}
 MAX_TOLD_FAILURES = 100
 """Uploads that fail now, of which `lazyfs status` tells."""
 
@@ -58,6 +63,15 @@ class Mount:
     metrics_url: str | None = None
     leave: trio.Event = field(default_factory=trio.Event)
     """Set when what is not uploaded yet shall be left to the next mount."""
+
+    def verbs(self) -> dict[str, Any]:
+        """What the control socket offers, beside the lifecycle's."""
+        return {
+            "status": self.status,
+            "export": self.export,
+            "reload": self.reload,
+            "leave_uploads": self.leave_uploads,
+        }
 
     async def status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """What `lazyfs status` shows."""
@@ -90,12 +104,14 @@ class Mount:
             "spool": None if self.spool is None else {"used": self.spool.used_bytes, "limit": self.spool.limit_bytes},
             "connections": {"in_flight": self.slots.taken, "limit": self.slots.limit},
             "stats": dict(self.stats.snapshot()),
+            "waits": {tier: waits.told() for tier, waits in self.stats.histograms("read.wait.").items()},
             "skipped_keys": self.namespace.skipped_keys,
             "endpoint_supports": asdict(self.store.capabilities),
             "untuned": self.session.untuned,
             "metrics": self.metrics_url,
             "policy": {
-                "metadata_ttl_s": config.cache.metadata_ttl_s,
+                "metadata_ttl_s": self.namespace.leases.ttl_s,
+                "log_level": logging.getLevelName(logging.getLogger("lazyfs").level).lower(),
                 "conditional_put": self.filesystem.policy.conditional_put,
                 "write_back": config.write.write_back,
                 "fsync": config.write.fsync,
@@ -104,6 +120,22 @@ class Mount:
                 "no_delete": config.write.no_delete,
             },
         }
+
+    async def reload(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Change what can be changed while mounted: `given` has `metadata-ttl` and `log-level`, as a configuration has
+        them. The policy in force then. UsageError."""
+        texts = arguments.get("given")
+        given = {str(name): str(text) for name, text in texts.items()} if isinstance(texts, dict) else {}
+        values = {name: option.parse(given.pop(name)) for name, option in RELOADABLE.items() if name in given}
+        if given or not values:
+            raise ControlError(f"only {' and '.join(RELOADABLE)} can be changed while mounted")
+        if "metadata-ttl" in values:
+            self.namespace.leases.ttl_s = values["metadata-ttl"]
+        if "log-level" in values:
+            logging.getLogger("lazyfs").setLevel(values["log-level"].upper())
+        log.info("changed while mounted: %s", texts)
+        policy: dict[str, Any] = (await self.status({}))["policy"]
+        return policy
 
     async def recover_index(self) -> None:
         """For as long as this runs: whenever the index had to begin anew, tell it what it can learn nowhere else, and

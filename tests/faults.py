@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from tests.campaign import SEED, times
 from tests.proxy import Answer, Exchange, Fault, Seen, error
 
-SEED = int(os.environ.get("LAZYFS_SEED", "1"))
-THOROUGH = os.environ.get("LAZYFS_THOROUGH") == "1"
 _DRIP_S = 0.1
 """Between two bytes of a slow answer; shorter than any silence that the tests allow."""
 
@@ -191,9 +189,9 @@ class Injector:
 FOR_EVER = 10**9
 
 
-def sample(names: list[str], count: int, salt: int = 0) -> list[str]:
-    """All of `names` in a thorough run, else `count` of them, the same for the same LAZYFS_SEED."""
-    return names if THOROUGH else sorted(Random(SEED + salt).sample(names, min(count, len(names))))
+def sample(names: list[str], usually: int, thorough: int, salt: int = 0) -> list[str]:
+    """Some of `names`, the same for the same LAZYFS_SEED: another seed tries others."""
+    return sorted(Random(SEED + salt).sample(names, min(times(usually, thorough), len(names))))
 
 
 Chooser = Callable[[Seen], Fault | None]

@@ -10,13 +10,15 @@ import contextlib
 import http.client
 import re
 import socket
+import ssl
 import struct
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from tests.servers import Server
 
@@ -36,6 +38,10 @@ class Seen:
     copies: bool = False
     access_key: str = ""
     """Whose signature it bears."""
+    owner: str = ""
+    """Of the bucket, as it expects."""
+    source_owner: str = ""
+    """The same of the bucket that it copies from."""
 
     @property
     def kind(self) -> str:
@@ -127,11 +133,18 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 128
     proxy: Proxy
     target: str
+    tls: ssl.SSLContext | None = None
 
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.connections: set[socket.socket] = set()
         self.over = threading.Event()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self.tls is not None:  # whose handshake is part of the first read, in the connection's own thread
+            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -155,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         copies = "x-amz-copy-source" in self.headers
         path, span = urllib.parse.unquote(address.path), self.headers.get("Range")
         signed = _SIGNED.match(self.headers.get("Authorization", "") + query.get("X-Amz-Credential", ""))
-        self.seen = seen = Seen(self.command, path, query, span, copies, signed[1] if signed else "")
+        self.seen = seen = Seen(self.command, path, query, span, copies, signed[1] if signed else "", *self._owners())
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         proxy = self.server.proxy
         proxy.seen.append(seen)
@@ -169,6 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault(self)
         else:
             self.tell(self.ask())
+
+    def _owners(self) -> tuple[str, str]:
+        words = ("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner")
+        return self.headers.get(words[0], ""), self.headers.get(words[1], "")
 
     def ask(self, *, without: str = "", body: bytes | None = None) -> Answer:
         onward = http.client.HTTPConnection(self.server.target, timeout=_TIMEOUT_S)
@@ -239,15 +256,19 @@ def error(status: int, code: str, **headers: str) -> Answer:
 class _Listening:
     """The proxy's port, on which somebody listens between `start` and `stop`."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, tls: Path | None) -> None:
         self._target = server.endpoint_url.removeprefix("http://")
         self._port = 0
+        self._tls = tls
         self.start()
-        address = f"http://127.0.0.1:{self._port}"
+        address = f"{'https' if tls else 'http'}://127.0.0.1:{self._port}"
         self.proxy = self._listener.proxy = Proxy(replace(server, endpoint_url=address), listening=self)
 
     def start(self) -> None:
         self._listener = _Listener(self._port)
+        if self._tls is not None:
+            self._listener.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._listener.tls.load_cert_chain(self._tls)
         self._port = self._listener.server_address[1]
         self._listener.target = self._target
         if hasattr(self, "proxy"):
@@ -268,9 +289,10 @@ class _Listening:
 
 
 @contextlib.contextmanager
-def proxied(server: Server) -> Iterator[Proxy]:
-    """A proxy in front of `server`; `Proxy.server` is the server to use through it."""
-    listening = _Listening(server)
+def proxied(server: Server, *, tls: Path | None = None) -> Iterator[Proxy]:
+    """A proxy in front of `server`; `Proxy.server` is the server to use through it. It speaks TLS with the
+    certificate and key in `tls`, a file."""
+    listening = _Listening(server, tls)
     try:
         yield listening.proxy
     finally:

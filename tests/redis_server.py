@@ -130,7 +130,7 @@ def running_cluster(directory: Path, nodes: int = 3) -> Iterator[list[Redis]]:
         yield servers
 
 
-def make_certificate(path: Path) -> Path:
+def make_certificate(path: Path, *, ca: bool = True) -> Path:
     """A key and the certificate of 127.0.0.1 that it signs itself, in one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lazyfs test")])
@@ -144,7 +144,7 @@ def make_certificate(path: Path) -> Path:
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(

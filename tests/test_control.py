@@ -352,6 +352,34 @@ def test_what_cannot_be_a_private_directory(tmp_path: Path, monkeypatch: pytest.
         make_private_directory(tmp_path)
 
 
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_where_others_could_have_put_things_is_refused_and_left_as_it_is(mode: int, tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    loose.chmod(mode)
+    (loose / "theirs").touch()
+    with pytest.raises(StartupError, match="others may write to"):
+        make_private_directory(loose)
+    assert stat.S_IMODE(loose.stat().st_mode) == mode
+    (loose / "theirs").unlink()
+    make_private_directory(loose)
+    assert stat.S_IMODE(loose.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give things away")
+def test_a_link_that_somebody_else_has_put_there_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir(mode=0o755)
+    link = tmp_path / "link"
+    link.symlink_to("mine")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(StartupError, match="a symbolic link of user 65534"):
+        make_private_directory(link)
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o755
+    os.chown(link, 0, 0, follow_symlinks=False)
+    make_private_directory(link)
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o700
+
+
 # -- registry -----------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,16 @@ STATUS: dict[str, Any] = {
     "spool": {"used": 600, "limit": 1000},
     "connections": {"in_flight": 1, "limit": 32},
     "stats": {"read.bytes.s3": 10, "read.stall_ns": 2_500_000_000, "read.stalls": 4, "s3.requests.get": 9},
+    "waits": {
+        "s3": {
+            "count": 4,
+            "sum_s": 2.5,
+            "p50_s": 0.032768,
+            "p99_s": 1.966080,
+            "max_s": 1.966080,
+            "buckets": [[0.032768, 3], [1.966080, 1]],
+        }
+    },
     "skipped_keys": 8,
     "policy": {"write_back": True, "fsync": "local"},
 }
@@ -76,6 +86,14 @@ def test_each_number_is_the_status_in_base_units() -> None:
     expected = {
         ("lazyfs_read_stall_seconds_total",): 2.5,
         ("lazyfs_read_stalls_total",): 4,
+        ("lazyfs_read_wait_seconds_bucket", "0.016384", "s3"): 0,
+        ("lazyfs_read_wait_seconds_bucket", "0.032768", "s3"): 3,
+        ("lazyfs_read_wait_seconds_bucket", "1.048576", "s3"): 3,
+        ("lazyfs_read_wait_seconds_bucket", "2.097152", "s3"): 4,
+        ("lazyfs_read_wait_seconds_bucket", "+Inf", "s3"): 4,
+        ("lazyfs_read_wait_seconds_bucket", "+Inf", "failed"): 0,
+        ("lazyfs_read_wait_seconds_count", "s3"): 4,
+        ("lazyfs_read_wait_seconds_sum", "s3"): 2.5,
         ("lazyfs_s3_requests_total", "get"): 9,
         ("lazyfs_s3_requests_total", "put"): 0,
         ("lazyfs_cache_used_bytes", "disk"): 3,
@@ -109,7 +127,7 @@ def test_every_kind_of_request_that_the_store_counts_has_its_series() -> None:
 
 
 def test_what_a_mount_does_not_have_is_zero_or_absent() -> None:
-    bare = {**STATUS, "preload": None, "write_back": None, "spool": None, "stats": {}}
+    bare = {**STATUS, "preload": None, "write_back": None, "spool": None, "stats": {}, "waits": {}}
     bare["cache"] = {"memory": {"used": 1, "limit": 2}, "disk": None, "shared": None}
     found = values(metrics_text(bare))
     assert found[("lazyfs_writeback_pending_changes",)] == 0

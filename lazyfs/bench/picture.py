@@ -1,6 +1,6 @@
 """The comparison as a picture: a bar a mode, from the start of the job to its last batch.
 
-Draws with the Agg backend into a file; needs no display. The only file that says matplotlib.
+Draws with the Agg backend into a file; needs no display. Only this file and `runpicture` say matplotlib.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import diskcache
-from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW
+from diskcache.core import DBNAME, EVICTION_POLICY, MODE_BINARY, MODE_RAW
 
 from lazyfs.cache.blockfile import RUN_BLOCKS, Loaded, StoredRun, label, read_label
 from lazyfs.cache.directio import DirectFiles, aligned, read_at
@@ -44,6 +44,14 @@ _WAY_VALUES = 8
 _LOCK_TIMEOUT_S = 2.0
 _OPEN_TIMEOUT_S = 0.2
 _FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
+PINNED_S = 1e11
+"""Added to the time at which a value was stored: a pin. What is so young is never the oldest, and the policy stops
+before it, also in the eyes of an older lazyfs that shares the directory; unless that has nothing else to drop."""
+_POLICY = "least-recently-stored-unpinned"
+EVICTION_POLICY[_POLICY] = {
+    **EVICTION_POLICY["least-recently-stored"],
+    "cull": f"SELECT {{fields}} FROM Cache WHERE store_time < {PINNED_S} ORDER BY store_time LIMIT ?",  # noqa: S608 - ours
+}
 _LAYOUT = b"3\0"
 """Goes into every key, so that what an earlier lazyfs stored otherwise is not found, and gives way in time."""
 
@@ -102,10 +110,12 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # the base is untyped
 
 
 class Held(NamedTuple):
-    """Which blocks of an object are here, and when the newest of them was stored, in seconds since the epoch."""
+    """Which blocks of an object are here, when the newest of them was stored, in seconds since the epoch, and which are
+    pinned."""
 
     runs: list[range]
     stored_s: float | None
+    pinned: list[range]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,7 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
                 disk=_BytesDisk,
                 cull_limit=0,  # who stores makes room first
                 # "stored" needs no write on a read; docs/decisions/003-the-ssd-tier.md
-                eviction_policy="least-recently-stored",
+                eviction_policy=_POLICY,
                 disk_min_file_size=_INLINE_BYTES,
                 # Where a mapped file was cut, or its disk fails, there is no error: SIGBUS ends the process.
                 sqlite_mmap_size=0,
@@ -191,20 +201,49 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
         """Which of the object's blocks 0 to `count` are here, without opening a file: what is damaged, or was removed
         by hand, counts as here until it is loaded."""
         rows = self._rows(scope, oid, count)
-        held = sorted({block for first, (length, _) in rows.items() for block in range(first, first + length)})
-        return Held(runs_of(held), max((stored_s for _, stored_s in rows.values()), default=None))
+        held = sorted({block for run, _ in rows for block in run})
+        pinned = sorted({block for run, stored_s in rows for block in run if stored_s >= PINNED_S})
+        return Held(runs_of(held), max((stored_s % PINNED_S for _, stored_s in rows), default=None), runs_of(pinned))
 
     def forget(self, scope: str, oid: ObjectId, count: int) -> None:
         """Drop the object's blocks 0 to `count`; others may use the directory between two transactions."""
-        firsts = list(self._rows(scope, oid, count))
+        firsts = [run.start for run, _ in self._rows(scope, oid, count)]
         for start in range(0, len(firsts), _DELETED_AT_ONCE):
             with self.transact():
                 for first in firsts[start : start + _DELETED_AT_ONCE]:
                     self.delete(_key(_identity(scope, oid, first)))
 
-    def _rows(self, scope: str, oid: ObjectId, count: int) -> dict[int, tuple[int, float]]:
-        """By their first block, how many blocks a stored run has, and when it was stored."""
-        found = {}
+    def pin(self, scope: str, oid: ObjectId, count: int, *, limit_bytes: int) -> bool:
+        """Never evict the object's blocks 0 to `count` that are here; False, and nothing done, if more than
+        `limit_bytes` of the directory would be pinned then. They still go with `forget`, or when they are damaged."""
+        fresh = [run.start for run, stored_s in self._rows(scope, oid, count) if stored_s < PINNED_S]
+        with self.transact():
+            for first in fresh:
+                self._restamp(scope, oid, first, PINNED_S)
+            has_room = not fresh or self.pinned_bytes() <= limit_bytes
+            for first in () if has_room else fresh:
+                self._restamp(scope, oid, first, -PINNED_S)
+        return has_room
+
+    def unpin(self, scope: str, oid: ObjectId, count: int) -> None:
+        """The object's blocks 0 to `count` are as those that nobody pinned."""
+        pinned = [run.start for run, stored_s in self._rows(scope, oid, count) if stored_s >= PINNED_S]
+        with self.transact():
+            for first in pinned:
+                self._restamp(scope, oid, first, -PINNED_S)
+
+    def pinned_bytes(self) -> int:
+        """Of the whole directory."""
+        query = "SELECT coalesce(sum(max(size, coalesce(length(value), 0))), 0) FROM Cache WHERE store_time >= ?"
+        return int(self._sql(query, (PINNED_S,)).fetchone()[0])
+
+    def _restamp(self, scope: str, oid: ObjectId, first: int, by_s: float) -> None:
+        key = sqlite3.Binary(_key(_identity(scope, oid, first)))
+        self._sql("UPDATE Cache SET store_time = store_time + ? WHERE key = ? AND raw = 1", (by_s, key))
+
+    def _rows(self, scope: str, oid: ObjectId, count: int) -> list[tuple[range, float]]:
+        """Stored runs, and when each was stored."""
+        found = []
         for start in range(0, count, _ASKED_AT_ONCE):
             identities = {
                 _key(identity): (first, identity)
@@ -217,7 +256,7 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
                 first, identity = identities[bytes(key)]
                 run = read_label(identity, tag)
                 if run is not None:
-                    found[first] = (len(run), float(stored_s))
+                    found.append((range(first, first + len(run)), float(stored_s)))
         return found
 
     def store(self, scope: str, batch: Iterable[tuple[ObjectId, Mapping[int, Buffer]]]) -> None:

@@ -41,6 +41,8 @@ THREADS = 8
 BATCH_BYTES = 16 * 1024**2
 """What one transaction writes at the most; a small file's own would cost as much as the file."""
 RETRY_S = 30.0
+PIN_FRACTION = 0.8
+"""Of the limit that may be pinned; what is read by the way needs room, too."""
 FREE_FLOOR = 0.02
 """The fraction of the file system that is always left free: the cache gives way when others fill it."""
 
@@ -135,7 +137,7 @@ class DiskTier:
         return await self._call(
             lambda: self._guard(
                 lambda cache: [cache.survey(self._scope, oid, count) for oid, count in wanted],
-                [Held([], None) for _ in wanted],
+                [Held([], None, []) for _ in wanted],
             )
         )
 
@@ -147,6 +149,25 @@ class DiskTier:
                 cache.forget(self._scope, oid, count)
 
         # By the thread that writes, which takes its work in turn: so after all that waits now.
+        await self._call(lambda: self._guard(work, None), by=self._writer)
+
+    async def pin(self, wanted: Sequence[tuple[ObjectId, int]]) -> bool:
+        """Never evict what is here of objects of so many blocks, for all mounts that share the directory; False, and
+        only some done, if that is more than PIN_FRACTION of the limit. Never raises."""
+        limit_bytes = int(self._limit_bytes * PIN_FRACTION)
+
+        def work(cache: BlockCache) -> bool:
+            return all(cache.pin(self._scope, oid, count, limit_bytes=limit_bytes) for oid, count in wanted)
+
+        return await self._call(lambda: self._guard(work, otherwise=False), by=self._writer)
+
+    async def unpin(self, wanted: Sequence[tuple[ObjectId, int]]) -> None:
+        """Objects of so many blocks may be evicted again. Never raises."""
+
+        def work(cache: BlockCache) -> None:
+            for oid, count in wanted:
+                cache.unpin(self._scope, oid, count)
+
         await self._call(lambda: self._guard(work, None), by=self._writer)
 
     @property
@@ -228,7 +249,7 @@ class DiskTier:
         try:
             if volume > room:
                 cache.shrink(max(0, room))
-            if room < 0:
+            if room < 0 or (cache.volume() > room and cache.pinned_bytes()):
                 self._stats.add("cache.disk.no_space")
             else:
                 cache.store(self._scope, [(one.oid, one.blocks) for one in batch])

@@ -9,6 +9,7 @@ import click
 
 from lazyfs.cli.checks import Finding, Level, check_machine
 from lazyfs.cli.options import GroupedCommand, by_name, declared_options
+from lazyfs.cli.output import say, shown
 from lazyfs.config import BucketConfig, CacheConfig, parse_bucket, read_options
 from lazyfs.core.errors import StartupError
 
@@ -46,6 +47,6 @@ def _endpoint(config: BucketConfig, try_writes: bool) -> Iterator[Finding]:
 
 
 def _print(finding: Finding) -> None:
-    click.echo(f"{click.style(f'{finding.level.value:<4}', fg=_COLOURS[finding.level])}  {finding.text}")
+    click.echo(f"{click.style(f'{finding.level.value:<4}', fg=_COLOURS[finding.level])}  {shown(finding.text)}")
     if finding.advice:
-        click.echo(f"      {finding.advice}")
+        say(f"      {finding.advice}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.output import Troubles, echo_json, say, shown
 from lazyfs.cli.places import locate
 from lazyfs.cli.states import document
 from lazyfs.core.selection import Selection, parse_size_bounds, parse_states
@@ -36,7 +37,7 @@ def find(
         place = locate(path)
         imported = place.ask("status")["import"]["state"]
         if imported != "done":
-            click.echo(f"{path}: the import is {imported}; what is not listed yet is not told", err=True)
+            say(f"{path}: the import is {imported}; what is not listed yet is not told", err=True)
         entries = place.entries(recursive=True, asks=False, selection=selection)
         yield from (document(place, entry) for entry in entries)
 
@@ -45,5 +46,7 @@ def find(
         echo_json(found)
         return troubles.exit_code
     for one in found:
-        click.echo(one["path"].encode("utf-8", "surrogateescape") + (b"\0" if print0 else b"\n"), nl=False)
+        # As find(1) does: a program gets the name, byte for byte, a terminal what it cannot be commanded by.
+        path = shown(one["path"]) if sys.stdout.isatty() and not print0 else one["path"]
+        click.echo(path.encode("utf-8", "surrogateescape") + (b"\0" if print0 else b"\n"), nl=False)
     return troubles.exit_code

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
-from lazyfs.cli.places import Place, locate, shown
+from lazyfs.cli.output import Troubles, echo_json, say, shown
+from lazyfs.cli.places import Place, locate
 from lazyfs.cli.progress import View
 from lazyfs.cli.waiting import polls
 from lazyfs.control import registry
@@ -40,9 +40,9 @@ def flush(paths: tuple[str, ...], wait: bool, timeout: str | None, as_json: bool
         if wait and answer["changes"] and not answer["failed"]:
             troubles.tell(f"{path}: still waiting for {_changes(answer)}")
         if not as_json:
-            click.echo(f"{shown(path)}: {_changes(answer) if answer['changes'] else 'everything is in the bucket'}")
+            say(f"{path}: {_changes(answer) if answer['changes'] else 'everything is in the bucket'}")
             if answer["open"]:
-                click.echo(f"{shown(path)}: {answer['open']:,} files are still being written by programs")
+                say(f"{path}: {answer['open']:,} files are still being written by programs")
     if as_json:
         echo_json(told)
     return troubles.exit_code
@@ -58,7 +58,7 @@ def _flushed(path: str, *, wait: bool, until_s: float | None) -> dict[str, Any]:
                 return answer
             if answer["failed"] and until_s is None:
                 return answer
-            view.tell(f"{shown(path)}: {_changes(answer)}")
+            view.tell(f"{path}: {_changes(answer)}")
     raise AssertionError("polls never end")
 
 

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lazyfs.cli.backlog import backlog_of
+from lazyfs.cli.output import shown
+from lazyfs.core.histogram import Histogram
 from lazyfs.core.units import format_duration, format_size
 
 Report = Mapping[str, Any]
 
 TIERS = ("memory", "disk", "shared", "s3", "spool")
+_NEW: Report = {"read_bytes": 0, "written_bytes": 0, "waited_s": 0.0}
+MAX_PROGRAMS = 8
+"""That a frame has room for."""
 _BAR = 20
 _STEPS = "▁▂▃▄▅▆▇█"
 
@@ -32,12 +37,16 @@ class Rates:
         same = before is not None and before.get("pid") == after.get("pid") and "uptime_s" in before
         self._before: Report = before["stats"] if before is not None and same else after["stats"]
         self._after: Report = after["stats"]
-        self._seconds = after["uptime_s"] - before["uptime_s"] if before is not None and same else 0.0
+        self.seconds = after["uptime_s"] - before["uptime_s"] if before is not None and same else 0.0
 
     def of(self, *names: str) -> float:
         """A second, of all these counters together."""
         grown = sum(self._after.get(name, 0) - self._before.get(name, 0) for name in names)
-        return float(grown / self._seconds) if self._seconds > 0 else 0.0
+        return self.a_second(grown)
+
+    def a_second(self, grown: float) -> float:
+        """What something that has grown by so much between the two has grown by in a second."""
+        return float(grown / self.seconds) if self.seconds > 0 else 0.0
 
     def read(self) -> float:
         """Bytes a second that programs read."""
@@ -64,6 +73,8 @@ def rows(before: Report | None, after: Report, history: Sequence[float] = ()) ->
         return
     rates = Rates(before, after)
     yield from _reading(rates, after, history)
+    yield from _waits(before, after)
+    yield from _programs(rates, before, after)
     yield from _requests(rates, after)
     yield from _writing(rates, after)
     yield from _keeping(after)
@@ -83,6 +94,52 @@ def _reading(rates: Rates, after: Report, history: Sequence[float]) -> Iterator[
     mean = f", {format_duration(waiting / stalls)} each" if stalls else ""
     now = stats.get("read.waiting", 0)
     yield Row("waiting", f"{waiting:.1f} readers on average{mean}; {now} now", alarm=waiting >= 1)
+
+
+def _waits(before: Report | None, after: Report) -> Iterator[Row]:
+    """How long reads that had to wait waited, in all and now."""
+    for tier, told in sorted(after.get("waits", {}).items()):
+        earlier = {} if before is None or before.get("pid") != after.get("pid") else before.get("waits", {})
+        now = Histogram.of_told(told).since(Histogram.of_told(earlier[tier]) if tier in earlier else None)
+        lately = f"; now {_within(now.told())}" if earlier and now.count else ""
+        yield Row(f"  for {tier}", f"{told['count']:,}: {_within(told)}{lately}")
+
+
+def _within(told: Report) -> str:
+    return f"half within {format_duration(told['p50_s'])}, 99 of 100 within {format_duration(told['p99_s'])}"
+
+
+def _programs(rates: Rates, before: Report | None, after: Report) -> Iterator[Row]:
+    """Who reads and writes what: those that do most of it now, then those that did something last."""
+    earlier = {_identity(one): one for one in (before or {}).get("programs", ())}
+    busy = []
+    for place, one in enumerate(after.get("programs", ())):
+        known = earlier.get(_identity(one), _NEW if one["age_s"] < rates.seconds else one)
+        read, written, waited = (
+            rates.a_second(one[name] - known[name]) for name in ("read_bytes", "written_bytes", "waited_s")
+        )
+        if one["open_files"] or read or written or waited:
+            busy.append((-read - written, place, _program(one, read, written, waited)))
+    for number, (_, _, told) in enumerate(sorted(busy)[:MAX_PROGRAMS]):
+        yield Row("" if number else "programs", shown(told))
+
+
+def _program(one: Report, read: float, written: float, waited: float) -> str:
+    parts = [
+        f"{_speed(rate)}, {format_size(size)} {verb}"
+        for verb, rate, size in (("read", read, one["read_bytes"]), ("written", written, one["written_bytes"]))
+        if size
+    ]
+    parts += [f"{waited:.1f} readers waiting"] if waited >= 0.05 else []
+    paths = [file["path"] + (" (writing)" if file["writable"] else "") for file in one["files"]]
+    if more := one["open_files"] - len(paths):
+        paths.append(f"and {more:,} more")
+    who = f"{one['name'] or 'unknown'} ({one['pid']})"
+    return "  ".join([who, "; ".join(parts) or "nothing read yet", *([", ".join(paths)] if paths else [])])
+
+
+def _identity(program: Report) -> tuple[int, int]:
+    return program["pid"], program["started"]
 
 
 def _requests(rates: Rates, after: Report) -> Iterator[Row]:

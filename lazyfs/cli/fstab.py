@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from lazyfs.cli.mounts import FS_TYPE, find_mount, is_dead
+from lazyfs.cli.output import complain, say
 from lazyfs.cli.unmounting import unmount
 from lazyfs.config import Config, load, parse_mount_options
 from lazyfs.control import registry
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
     except (LazyfsError, click.ClickException) as error:
         if os.environ.get("LAZYFS_DEBUG"):
             raise
-        click.echo("mount.lazyfs: " + " ".join(str(error).split()), err=True)
+        complain(str(error), "mount.lazyfs")
         return WRONG_CALL if isinstance(error, UsageError) else MOUNT_FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -98,7 +99,7 @@ def _mount(said: Call) -> None:
         return
     from lazyfs.cli.mount import start  # noqa: PLC0415 - what is mounted already need not wait for it
 
-    start(config, say=click.echo if said.verbose else lambda _: None)
+    start(config, say=say if said.verbose else lambda _: None)
 
 
 def _is_served(config: Config) -> bool:
@@ -113,7 +114,7 @@ def _is_served(config: Config) -> bool:
         except OSError as error:
             raise StartupError(f"cannot detach {path}, whose daemon died: {error.strerror}") from error
         registry.unregister(path)
-        click.echo(f"mount.lazyfs: {path} was a mount whose daemon had died; mounting it anew", err=True)
+        complain(f"{path} was a mount whose daemon had died; mounting it anew", "mount.lazyfs")
         return False
     registration = registry.find(path)
     if registration is None:
@@ -126,5 +127,5 @@ def _is_served(config: Config) -> bool:
     if [status[name] for name in ("bucket", "prefix", "endpoint")] != [bucket.name, bucket.prefix, bucket.endpoint_url]:
         mounted = f"{status['bucket']}/{status['prefix']}".rstrip("/")
         raise StartupError(f"{mounted} is mounted on {path} already; run: lazyfs umount {path}")
-    click.echo(f"mount.lazyfs: {bucket.name}/{bucket.prefix}".rstrip("/") + f" is mounted on {path} already", err=True)
+    complain(f"{bucket.name}/{bucket.prefix}".rstrip("/") + f" is mounted on {path} already", "mount.lazyfs")
     return True

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
+from lazyfs.cli.output import say
 from lazyfs.config.values import parse_snapshot
 from lazyfs.control import registry
 from lazyfs.control.client import call
@@ -40,4 +41,4 @@ def export(mountpoint: str, target: str) -> None:
         place = os.path.join(os.path.realpath(Path(place).parent), Path(place).name)
     told = call(registration.socket, "export", timeout_s=EXPORT_S, to=place)
     packed = format_size(told["packed"])
-    click.echo(f"exported {told['files']:,} files, {format_size(told['bytes'])}, to {place} ({packed})")
+    say(f"exported {told['files']:,} files, {format_size(told['bytes'])}, to {place} ({packed})")

@@ -13,6 +13,7 @@ from importlib import import_module
 import click
 
 from lazyfs import __version__
+from lazyfs.cli.output import complain
 from lazyfs.core.errors import LazyfsError, UsageError
 
 COMMANDS = (
@@ -20,12 +21,17 @@ COMMANDS = (
     "umount",
     "status",
     "top",
+    "report",
     "find",
     "preload",
     "release",
+    "pin",
+    "unpin",
+    "du",
     "sync",
     "flush",
     "task",
+    "reload",
     "index",
     "doctor",
     "demo",
@@ -91,5 +97,5 @@ def _explain(error: Exception) -> int:
     message = error.format_message() if isinstance(error, click.ClickException) else str(error)
     if isinstance(error, click.UsageError) and error.ctx is not None:
         message = f"{message.rstrip('.')} (see {error.ctx.command_path} --help)"
-    click.echo("lazyfs: " + " ".join(message.split()), err=True)
+    complain(message)
     return USAGE if isinstance(error, UsageError | click.UsageError) else FAILURE

@@ -13,6 +13,7 @@ from lazyfs.cli.daemonise import daemonise
 from lazyfs.cli.logs import configure_logging
 from lazyfs.cli.notify import notify
 from lazyfs.cli.options import HEADINGS, GroupedCommand, by_name, declared_options
+from lazyfs.cli.output import say
 from lazyfs.cli.preflight import preflight
 from lazyfs.cli.progress import Tell, View, describe, import_view, tell_import
 from lazyfs.config import Config, load
@@ -67,7 +68,7 @@ def mount(
         mount_options=",".join(mount_words),
         file=config_file,
     )
-    start(config, say=click.echo)
+    start(config, say=say)
 
 
 def start(config: Config, *, say: Callable[[str], None]) -> None:

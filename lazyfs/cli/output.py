@@ -1,4 +1,4 @@
-"""What commands that tell many things print, as it comes."""
+"""What commands print: for people in lines that no name can break or fill with commands, for programs as it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from typing import Any
 import click
 
 from lazyfs.core.errors import LazyfsError
+
+
+def shown(path: str) -> str:
+    """A path in one line on a terminal, whatever is in its name."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line for people; names, and what a server said, may be in it as they are."""
+    click.echo(shown(line), err=err)
+
+
+def complain(message: str, program: str = "lazyfs") -> None:
+    """Say on standard error, in one line, what is wrong."""
+    say(f"{program}: " + " ".join(message.split()), err=True)
 
 
 def echo_json(documents: Iterable[Any]) -> None:
@@ -31,7 +46,7 @@ class Troubles:
     def tell(self, message: str) -> None:
         """Say what is wrong, in one line."""
         self.count += 1
-        click.echo("lazyfs: " + " ".join(message.split()), err=True)
+        complain(message)
 
     def each(self, texts: Iterable[str], work: Callable[[str], Any]) -> Iterable[Any]:
         """What `work` makes of each text; an error is told, and the next one follows."""

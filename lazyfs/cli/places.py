@@ -93,8 +93,3 @@ def mount_of(path: Path, mounts: list[MountEntry]) -> MountEntry | None:
         ):
             found = entry
     return found
-
-
-def shown(path: str) -> str:
-    """A path in one line on a terminal, whatever is in its name."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from lazyfs.cli.output import say, shown
 from lazyfs.core.units import format_duration
 
 if TYPE_CHECKING:
@@ -46,10 +45,10 @@ class View:
                 self._bar = _moving_line(self._label)
                 self._bar.start()
                 self._bar.add_task("", total=None)
-            self._bar.update(self._bar.task_ids[0], description=text, completed=done or 0, total=total)
+            self._bar.update(self._bar.task_ids[0], description=shown(text), completed=done or 0, total=total)
         elif time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + EVERY_S
-            click.echo(plain or text, err=True)
+            say(plain or text, err=True)
 
     def close(self) -> None:
         """Take the moving line away."""
@@ -78,7 +77,7 @@ def _moving_line(label: str) -> Progress:
     from rich.console import Console  # noqa: PLC0415 - rich is slow to import
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    columns: list[ProgressColumn] = [BarColumn(20), TextColumn("{task.description}")]
+    columns: list[ProgressColumn] = [BarColumn(20), TextColumn("{task.description}", markup=False)]
     if label:
         columns = [TextColumn(label), *columns, TimeElapsedColumn()]
     return Progress(*columns, console=Console(stderr=True), transient=True)

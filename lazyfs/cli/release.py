@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
-from lazyfs.cli.places import Place, locate, shown
+from lazyfs.cli.output import Troubles, echo_json, say
+from lazyfs.cli.places import Place, locate
 from lazyfs.core.oldest import OldestFirst
 from lazyfs.core.selection import Selection
 from lazyfs.core.units import format_size, parse_duration, parse_size
@@ -45,7 +45,7 @@ def release(paths: tuple[str, ...], older_than: str | None, need: str | None, dr
     """Drop what is here of files, or of all below directories, from memory and the cache directory.
 
     They stay in the bucket and in the mount, and are fetched again by whoever reads them. What waits for its upload is
-    left alone. PATH may be a glob in quotes.
+    left alone, and so is what is pinned. PATH may be a glob in quotes.
     """
     chosen = _Choice(
         paths,
@@ -60,11 +60,13 @@ def release(paths: tuple[str, ...], older_than: str | None, need: str | None, dr
     for files, one in enumerate(() if as_json else gone, 1):  # noqa: B007 - how many there were
         size += one.bytes
         if dry_run:
-            click.echo(f"{format_size(one.bytes):>10}  {shown(one.place.full(one.path))}")
+            say(f"{format_size(one.bytes):>10}  {one.place.full(one.path)}")
     if not as_json:
-        click.echo(f"{'would release' if dry_run else 'released'} {files:,} files, {format_size(size)}")
+        say(f"{'would release' if dry_run else 'released'} {files:,} files, {format_size(size)}")
     if chosen.waiting:
-        click.echo(f"{chosen.waiting:,} files are written, or wait for their upload, and were left alone", err=True)
+        say(f"{chosen.waiting:,} files are written, or wait for their upload, and were left alone", err=True)
+    if chosen.pinned:
+        say(f"{chosen.pinned:,} files are pinned, and were left alone (lazyfs unpin)", err=True)
     return chosen.troubles.exit_code
 
 
@@ -77,7 +79,7 @@ class _Choice:
         self._need = need
         self._dry_run = dry_run
         self.troubles = Troubles()
-        self.waiting = 0
+        self.waiting = self.pinned = 0
 
     def released(self) -> Iterator[Candidate]:
         """Release, and tell what has gone; in a dry run what would."""
@@ -88,7 +90,7 @@ class _Choice:
         while again and left > 0 and not self.troubles.count:
             again, gone = False, 0
             oldest: OldestFirst[Candidate] = OldestFirst(need=left, limit=MAX_CANDIDATES)
-            self.waiting = 0
+            self.waiting = self.pinned = 0
             for candidate, stored_s in self._candidates():
                 oldest.add(stored_s, candidate.bytes, candidate)
             for candidate in self._go(oldest.chosen()):
@@ -107,6 +109,8 @@ class _Choice:
             for entry in place.entries(recursive=True, asks=False, selection=selection):
                 if entry["state"] in _FAST:
                     self.waiting += 1
+                elif entry["pinned"]:
+                    self.pinned += 1
                 elif entry["resident"] and self._is_old(entry, now_s):
                     stored_s = now_s if entry["stored_s"] is None else entry["stored_s"]
                     yield (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
-from lazyfs.cli.places import Place, locate, shown
+from lazyfs.cli.output import shown
+from lazyfs.cli.places import Place, locate
 from lazyfs.core.residency import format_ranges
 from lazyfs.core.types import Range
 from lazyfs.core.units import format_size
@@ -46,9 +48,13 @@ def line(place: Place, entry: Document) -> str:
     path = shown(place.full(entry["path"]))
     if entry["kind"] == "directory":
         return f"{'directory':<10} {'':>21}  {path}"
+    state = entry["state"]
+    if entry.get("parts"):
+        state += " {}/{}".format(*entry["parts"])
     sizes = f"{format_size(entry['resident'])} of {format_size(entry['size'])}"
-    reason = f" ({entry['error']})" if entry.get("error") else ""
-    return f"{entry['state']:<10} {sizes:>21}  {path}{reason}"
+    reason = f" ({shown(entry['error'])})" if entry.get("error") else ""
+    pinned = " pinned" if entry.get("pinned") else ""
+    return f"{state + pinned:<10} {sizes:>21}  {path}{reason}"
 
 
 def details(entry: Document) -> Iterator[str]:
@@ -57,6 +63,8 @@ def details(entry: Document) -> Iterator[str]:
         told = format_ranges(Range(*span) for span in spans[:_SHOWN_RANGES])
         more = f" and {len(spans) - _SHOWN_RANGES:,} more" if len(spans) > _SHOWN_RANGES else ""
         yield f"  {tier:<8}{told}{more}"
+    if entry.get("opened_s") is not None:
+        yield f"  {'opened':<8}{datetime.fromtimestamp(entry['opened_s']).astimezone().isoformat(' ', 'seconds')}"
     if entry["etag"] is not None:
-        yield f"  {'etag':<8}{entry['etag']}"
+        yield f"  {'etag':<8}{shown(entry['etag'])}"
     yield f"  {'key':<8}{shown(entry['key'])}"

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
-from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.output import Troubles, echo_json, say
 from lazyfs.cli.places import Places
 from lazyfs.cli.states import states
 from lazyfs.control import registry
@@ -47,13 +47,13 @@ def status(paths: tuple[str, ...], recursive: bool, as_json: bool) -> int:
         echo_json(itertools.chain(map(_standard, reports), files))
         return troubles.exit_code
     if reports:
-        from lazyfs.cli.report import show  # noqa: PLC0415 - rich is slow to import
+        from lazyfs.cli.mountview import show  # noqa: PLC0415 - rich is slow to import
 
         show(reports, terminal=sys.stdout.isatty())
     elif not paths:
         click.echo("no mounts")
     for line in files:
-        click.echo(line)
+        say(line)
     return troubles.exit_code
 
 

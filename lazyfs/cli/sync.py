@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from lazyfs.cli.output import Troubles, echo_json
-from lazyfs.cli.places import locate, shown
+from lazyfs.cli.output import Troubles, echo_json, say
+from lazyfs.cli.places import locate
 from lazyfs.cli.waiting import describe, wait_for
 from lazyfs.control import registry
 
@@ -29,7 +29,7 @@ def sync(paths: tuple[str, ...], as_json: bool) -> int:
         return troubles.exit_code
     for path, task in tasks:
         if task["state"] == "done":
-            click.echo(f"{shown(path)} is as in the bucket ({describe(task)})")
+            say(f"{path} is as in the bucket ({describe(task)})")
     return troubles.exit_code
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from lazyfs.cli.mounts import resolve_mountpoint
-from lazyfs.cli.output import Troubles, echo_json
+from lazyfs.cli.output import Troubles, echo_json, say
+from lazyfs.cli.taskreport import written
 from lazyfs.cli.waiting import describe
 from lazyfs.control import registry
 from lazyfs.control.client import call
@@ -34,28 +35,34 @@ def list_tasks(mountpoint: str | None, as_json: bool) -> int:
         return troubles.exit_code
     count = 0
     for count, one in enumerate(tasks, 1):  # noqa: B007 - how many there were
-        click.echo(f"{one['id']:<12} {one['verb']:<8} {one['state']:<10} {describe(one)}  {one['about']}")
+        say(f"{one['id']:<12} {one['verb']:<8} {one['state']:<10} {describe(one)}  {one['about']}")
     if not count and not troubles.count:
-        click.echo("no tasks")
+        say("no tasks")
     return troubles.exit_code
 
 
 @task.command()
 @click.argument("id")
+@click.option("--report", metavar="FILE", help="Write what failed to a CSV: path, operation, error; - is stdout.")
 @click.option("--json", "as_json", is_flag=True, help="An object, for programs.")
-def show(id: str, as_json: bool) -> None:  # noqa: A002 - click hands it over by this name
+def show(id: str, report: str | None, as_json: bool) -> None:  # noqa: A002 - click hands it over by this name
     """Show a task, with what has failed of it."""
     registration = _owner(id)
     told = call(registration.socket, "task", id=id)
+    if report is not None:
+        with written(report) as rows:
+            rows.add_task(registration, told)
+        if report == "-":
+            return
     if as_json:
         click.echo(json.dumps({**told, "mountpoint": registration.mountpoint}))
         return
-    click.echo(f"{told['id']}: {told['verb']} of {told['about']}, in {registration.mountpoint}")
-    click.echo(f"{told['state']}, {describe(told)}" + (f"; {told['error']}" if told["error"] else ""))
+    say(f"{told['id']}: {told['verb']} of {told['about']}, in {registration.mountpoint}")
+    say(f"{told['state']}, {describe(told)}" + (f"; {told['error']}" if told["error"] else ""))
     for what, reason in told["failures"]:
-        click.echo(f"  {what}: {reason}")
+        say(f"  {what}: {reason}")
     if told["failed"] > len(told["failures"]):
-        click.echo(f"  and {told['failed'] - len(told['failures']):,} more")
+        say(f"  and {told['failed'] - len(told['failures']):,} more (lazyfs task show {id} --report FILE)")
 
 
 @task.command()
@@ -63,7 +70,7 @@ def show(id: str, as_json: bool) -> None:  # noqa: A002 - click hands it over by
 def cancel(id: str) -> None:  # noqa: A002 - click hands it over by this name
     """End a task. What it has brought stays."""
     call(_owner(id).socket, "cancel", id=id)
-    click.echo(f"cancelled {id}")
+    say(f"cancelled {id}")
 
 
 def _all(mountpoint: str | None, troubles: Troubles) -> Iterator[dict[str, Any]]:

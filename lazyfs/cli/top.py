@@ -19,9 +19,12 @@ import click
 
 from lazyfs.cli.frames import Rates, rows, title
 from lazyfs.cli.mounts import resolve_mountpoint
+from lazyfs.cli.output import say, shown
 from lazyfs.cli.status import report_of
 from lazyfs.control import registry
-from lazyfs.core.errors import StartupError, UsageError
+from lazyfs.control.client import call
+from lazyfs.control.registry import Registration
+from lazyfs.core.errors import ControlError, StartupError, UsageError
 from lazyfs.core.units import parse_duration
 
 if TYPE_CHECKING:
@@ -47,7 +50,8 @@ class _Seen:
 @click.option("--once", is_flag=True, help="Print one frame and end, for scripts.")
 @click.option("--interval", metavar="TIME", default="1s", show_default=True, help="Between two frames.")
 def top(mountpoint: str | None, once: bool, interval: str) -> None:
-    """Show what the mounts of this user do now: bytes by tier, waiting readers, requests, uploads, the import.
+    """Show what the mounts of this user do now: bytes by tier, how long readers wait, which program reads and writes
+    which files, requests, uploads, the import.
 
     With MOUNTPOINT, only that one. q or Ctrl-C ends it.
     """
@@ -77,7 +81,7 @@ def _look(mountpoint: str | None, seen: dict[str, _Seen]) -> None:
     for path in set(seen) - {registration.mountpoint for registration in registrations}:
         del seen[path]
     for registration in registrations:
-        now = report_of(registration, timeout_s=ANSWER_S)
+        now = _asked(registration)
         one = seen.setdefault(registration.mountpoint, _Seen(now))
         if one.now is not now:
             one.before = one.now if one.now["state"] == "mounted" else None
@@ -86,12 +90,21 @@ def _look(mountpoint: str | None, seen: dict[str, _Seen]) -> None:
                 one.history.append(Rates(one.before, now).read())
 
 
+def _asked(registration: Registration) -> dict[str, Any]:
+    """What the mount says of itself, and who uses it."""
+    now = report_of(registration, timeout_s=ANSWER_S)
+    if now["state"] == "mounted":
+        with contextlib.suppress(ControlError):  # it ends just now, or was begun by an older lazyfs
+            now |= call(registration.socket, "programs", timeout_s=ANSWER_S)
+    return now
+
+
 def _print(seen: dict[str, _Seen]) -> None:
     """Plain lines: a script reads them."""
     for one in seen.values():
-        click.echo(title(one.now))
+        say(title(one.now))
         for row in rows(one.before, one.now, one.history):
-            click.echo(f"  {row.name:<12} {row.value}{'  (!)' if row.alarm else ''}")
+            say(f"  {row.name:<12} {row.value}{'  (!)' if row.alarm else ''}")
 
 
 # -- on a terminal --------------------------------------------------------------------------------------------------
@@ -129,8 +142,8 @@ def _frame(seen: dict[str, _Seen]) -> RenderableType:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for row in rows(one.before, one.now, one.history):
-            table.add_row(Text(row.name), Text(row.value, style="bold red" if row.alarm else ""))
-        panels.append(Panel(table, title=Text(title(one.now)), title_align="left"))
+            table.add_row(Text(row.name), Text(shown(row.value), style="bold red" if row.alarm else ""))
+        panels.append(Panel(table, title=Text(shown(title(one.now))), title_align="left"))
     return Group(*panels, Text("q quits", style="dim"))
 
 

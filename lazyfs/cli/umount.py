@@ -16,6 +16,7 @@ import click
 from lazyfs.cli.backlog import backlog_of
 from lazyfs.cli.holders import find_holders
 from lazyfs.cli.mounts import FS_TYPE, find_mount, is_dead, resolve_mountpoint
+from lazyfs.cli.output import say
 from lazyfs.cli.unmounting import unmount
 from lazyfs.control import registry
 from lazyfs.control.client import call
@@ -59,7 +60,7 @@ def umount(mountpoint: str, lazy: bool, timeout: str | None) -> None:
     if registration is not None and served:
         _wait(registration, timeout_s)
     registry.unregister(path)
-    click.echo(f"unmounted {path}" + ("" if served or registration is None else ", whose daemon had died"))
+    say(f"unmounted {path}" + ("" if served or registration is None else ", whose daemon had died"))
 
 
 def _finish_unmounted(path: Path, registration: Registration | None, timeout_s: float | None) -> None:
@@ -69,7 +70,7 @@ def _finish_unmounted(path: Path, registration: Registration | None, timeout_s: 
     if registration.is_alive:
         _wait(registration, timeout_s)
     registry.unregister(path)
-    click.echo(f"{path} was unmounted already")
+    say(f"{path} was unmounted already")
 
 
 def _detach(path: Path, *, lazy: bool) -> None:
@@ -100,7 +101,7 @@ def _wait(registration: Registration, timeout_s: float | None) -> None:
             told = now
             left = _pending(registration)
             does = f"uploading {backlog_of(left)}" if left else "to finish"
-            click.echo(f"waiting for the daemon (process {registration.pid}): {does}", err=True)
+            say(f"waiting for the daemon (process {registration.pid}): {does}", err=True)
         if now - start > (_TIMEOUT_S if timeout_s is None else timeout_s) and not (left and timeout_s is None):
             left = _pending(registration)
             if not left or has_left:

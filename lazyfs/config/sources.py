@@ -193,7 +193,7 @@ def _shown(argument: str) -> str:
 
 def _parse_mountpoint(text: str) -> Path:
     # Links are resolved, because the kernel's table of mounts has them resolved. A dead mount does not disturb this.
-    return Path(os.path.realpath(Path(_parse(parse_text, Given(text, "mount point"))).expanduser()))
+    return Path(os.path.realpath(os.path.expanduser(_parse(parse_text, Given(text, "mount point")))))
 
 
 # -- the sources --------------------------------------------------------------------------------------------
@@ -237,6 +237,12 @@ def parse_mount_options(text: str) -> dict[str, str]:
     return found
 
 
+def texts_in_file(file: Path | None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a TOML file says, by option name; None is the user's own file, which need not be there. UsageError."""
+    given = _from_toml(file, os.environ if environ is None else environ)
+    return {name: one.text for name, one in given.items()}
+
+
 def _from_toml(file: Path | None, environ: Mapping[str, str]) -> dict[str, Given]:
     if file is None:
         file = xdg_directory("XDG_CONFIG_HOME", ".config", environ) / "lazyfs" / "config.toml"
@@ -247,7 +253,7 @@ def _from_toml(file: Path | None, environ: Mapping[str, str]) -> dict[str, Given
             table = tomllib.load(stream)
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         raise UsageError(f"{file} is not TOML: {error}") from error
     return {name: _from_toml_value(name, value, file) for name, value in table.items()}
 

@@ -30,12 +30,17 @@ def parse_text(text: str) -> str:
     """Any text but none."""
     if not text.strip():
         raise UsageError("empty")
+    if "\0" in text:
+        raise UsageError("it has a NUL in it")
     return text.strip()
 
 
 def parse_path(text: str) -> Path:
     """An absolute path; `~` is the home directory."""
-    return Path(os.path.abspath(Path(parse_text(text)).expanduser()))
+    try:
+        return Path(os.path.abspath(Path(parse_text(text)).expanduser()))
+    except RuntimeError as error:
+        raise UsageError(f"no such user's home directory: {text!r}") from error
 
 
 def parse_path_or_none(text: str) -> Path | None:

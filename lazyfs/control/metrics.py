@@ -12,9 +12,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 
 from lazyfs import __version__
+from lazyfs.core.histogram import POWERS_S, Histogram, cumulative
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -22,6 +29,7 @@ Status = Mapping[str, Any]
 
 NANOSECOND = 1e-9
 _TIERS = ("memory", "disk", "shared", "s3", "spool")
+_WAITED_FOR = ("disk", "shared", "s3", "spool", "failed")
 _KINDS = (
     "list",
     "head",
@@ -131,12 +139,24 @@ def _reading(status: Status) -> Iterator[Metric]:
     stats, connections = status["stats"], status["connections"]
     told = "Time that reads waited for data, of all reads together."
     yield CounterMetricFamily("lazyfs_read_stall_seconds", told, stats.get("read.stall_ns", 0) * NANOSECOND)
+    yield _waits(status)
     yield GaugeMetricFamily("lazyfs_reads_waiting", "Reads that wait for data now.", stats.get("read.waiting", 0))
     yield GaugeMetricFamily("lazyfs_open_handles", "Files that programs have open.", status["open_handles"])
     told = "Range GETs on their way."
     yield GaugeMetricFamily("lazyfs_s3_range_gets_in_flight", told, connections["in_flight"])
     told = "Range GETs that may be on their way together, as far as that has been found to help."
     yield GaugeMetricFamily("lazyfs_s3_range_gets_limit", told, connections["limit"])
+
+
+def _waits(status: Status) -> Metric:
+    told = "How long reads that waited for data waited, by the slowest tier that they waited for."
+    family = HistogramMetricFamily("lazyfs_read_wait_seconds", told, labels=["tier"])
+    nothing = Histogram().told()
+    for tier in _WAITED_FOR:
+        waits = status["waits"].get(tier, nothing)
+        buckets = list(zip(map(repr, POWERS_S), cumulative(waits, POWERS_S), strict=True))
+        family.add_metric([tier], [*buckets, ("+Inf", waits["count"])], waits["sum_s"])
+    return family
 
 
 def _cache(status: Status) -> Iterator[Metric]:

@@ -107,9 +107,12 @@ def _entry(mountpoint: Path) -> Path:
 def _read(path: Path) -> Registration | None:
     """The registration in a file; None if it is gone or was not written by this version."""
     try:
-        return Registration(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = Registration(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    texts, numbers = (found.mountpoint, found.bucket, found.version), (found.pid, found.process_start)
+    is_sound = all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)
+    return found if is_sound and isinstance(found.started_at, int | float) else None
 
 
 def _process_start(pid: int) -> int | None:

@@ -20,8 +20,13 @@ log = logging.getLogger(__name__)
 
 MAX_RUNNING = 16
 MAX_ENDED = 100
-MAX_FAILURES = 100
+MAX_FAILURES = 10_000
 """Of a task, of which the reasons are remembered; the others are counted."""
+MAX_SHOWN = 100
+"""Failures that are told with the task; the others are asked for, page by page."""
+MAX_REPORTED = 10
+"""Ended tasks that keep all their failures; earlier ones keep what is shown."""
+_PAGE, _PAGE_BYTES = 500, 256 * 1024
 
 
 @dataclass(slots=True)
@@ -59,7 +64,7 @@ class Task:
             "seconds": (self.ended_s or time.time()) - self.started_s,
             "progress": self.progress(),
             "failed": self.failed,
-            "failures": self.failures,
+            "failures": self.failures[:MAX_SHOWN],
         }
 
 
@@ -78,7 +83,7 @@ class Tasks:
 
     def verbs(self) -> dict[str, Any]:
         """What the control socket offers."""
-        return {"tasks": self.list, "task": self.show, "cancel": self.cancel}
+        return {"tasks": self.list, "task": self.show, "failures": self.failures, "cancel": self.cancel}
 
     def start(self, verb: str, about: str, work: Work, progress: Callable[[], dict[str, Any]]) -> Task:
         """Begin. ControlError if too many run already."""
@@ -90,6 +95,8 @@ class Tasks:
         ended = [one for one in self._tasks.values() if one.state != "running"]
         for one in ended[: max(0, len(ended) - MAX_ENDED)]:
             del self._tasks[one.id]
+        for one in ended[: max(0, len(ended) - MAX_REPORTED)]:
+            del one.failures[MAX_SHOWN:]
         self._nursery.start_soon(self._run, task, work)
         return task
 
@@ -100,6 +107,20 @@ class Tasks:
     async def show(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """One of them. ControlError."""
         return self._named(arguments).told()
+
+    async def failures(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Some of what failed of one, from number `after` on. ControlError."""
+        task, after = self._named(arguments), arguments.get("after", 0)
+        if not isinstance(after, int) or after < 0:
+            raise ControlError("after must be a number")
+        told: list[tuple[str, str]] = []
+        size = 0
+        for what, reason in task.failures[after : after + _PAGE]:
+            size += 6 * (len(what) + len(reason))  # so long may a letter be in JSON
+            if told and size > _PAGE_BYTES:
+                break
+            told.append((what, reason))
+        return {"failures": told, "failed": task.failed}
 
     async def cancel(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """End one that runs. ControlError."""

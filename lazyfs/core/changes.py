@@ -25,6 +25,8 @@ MARK = "lazyfs-write"
 """The key of the user metadata that has the token of the content. By it an object is known as ours, if its upload was
 done and the answer was lost, or the daemon killed."""
 
+_MAX = 2**63 - 1
+
 
 class Op(enum.StrEnum):
     """What a change does to its key."""
@@ -106,20 +108,23 @@ def decode_change(number: int, text: str) -> Change:
         token = record["token"]
         if token and not (token.isascii() and token.isalnum()):  # it becomes the name of a file
             raise ValueError(token)
+        size, mtime_ns, etag = int(record["size"]), int(record["mtime_ns"]), record.get("etag")
+        if not (0 <= size <= _MAX and abs(mtime_ns) <= _MAX and isinstance(etag, str | None)):
+            raise ValueError(record)
         return Change(
             number=number,
             op=Op(record["op"]),
             key=str(record["key"]),
-            size=int(record["size"]),
-            mtime_ns=int(record["mtime_ns"]),
+            size=size,
+            mtime_ns=mtime_ns,
             token=token,
             source=None if source is None else ObjectId(str(source[0]), str(source[1])),
             knows=int(record["knows"]),
             vouches=bool(record["vouches"]),
-            condition=Condition(bool(record.get("absent")), record.get("etag")),
+            condition=Condition(bool(record.get("absent")), etag),
             metadata={str(name): str(value) for name, value in metadata.items()},
         )
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a change: {error!r}") from error
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from lazyfs.core.errors import UsageError
 from lazyfs.core.types import Range
+from lazyfs.core.units import parse_size
 
 
 def blocks_of(span: Range, block_size: int) -> range:
@@ -49,4 +52,41 @@ def plan_runs(blocks: Iterable[int], max_blocks: int) -> list[range]:
             runs[-1] = range(last.start, block + 1)
         else:
             runs.append(range(block, block + 1))
+    return runs
+
+
+class RangeSpec(NamedTuple):
+    """A range of every file, whatever its size; as in HTTP's Range, without a start it is the last `stop` bytes."""
+
+    start: int | None
+    stop: int | None
+
+    def of(self, size: int) -> Range:
+        """Its bytes in a file of `size` bytes; empty if it has none of them."""
+        if self.start is None:
+            return Range(max(0, size - (self.stop or 0)), size)
+        return Range(self.start, size if self.stop is None else self.stop).clamp(size)
+
+
+def parse_range(text: str) -> RangeSpec:
+    """`0-1MiB` is the first MiB (half-open), `1GiB-` all behind the first GiB, `-64KiB` the last 64 KiB. UsageError."""
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    if not dash or not (first or last):
+        raise UsageError(f"not a range: {text!r} (write it like 0-1MiB, 1GiB- or -64KiB)")
+    spec = RangeSpec(parse_size(first) if first else None, parse_size(last) if last else None)
+    if spec.start is not None and spec.stop is not None and spec.start >= spec.stop:
+        raise UsageError(f"an empty range: {text!r}")
+    return spec
+
+
+def block_runs(specs: Sequence[RangeSpec], size: int, block_size: int) -> list[range]:
+    """The blocks that `specs` touch in an object of `size` bytes, ascending, in runs that lie apart."""
+    runs: list[range] = []
+    for run in sorted((blocks_of(spec.of(size), block_size) for spec in specs), key=lambda run: run.start):
+        if not run:
+            continue
+        if runs and run.start <= runs[-1].stop:
+            runs[-1] = range(runs[-1].start, max(runs[-1].stop, run.stop))
+        else:
+            runs.append(run)
     return runs

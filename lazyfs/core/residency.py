@@ -26,6 +26,13 @@ class State(StrEnum):
     """On their way to the bucket now."""
     FAILED = "failed"
     """Here only: bringing them to the bucket has failed, and is tried again."""
+    STALE = "stale"
+    """Of a version that somebody else has replaced or deleted, told to who still has it open."""
+
+    @property
+    def is_here_only(self) -> bool:
+        """Whether the bucket does not have all of them."""
+        return self in (State.DIRTY, State.UPLOADING, State.FAILED)
 
 
 def state_of_clean(size: int, resident: int) -> State:

@@ -141,6 +141,8 @@ class Attributes(NamedTuple):
     uid: int
     gid: int
     timeout_s: float
+    links: int = 1
+    """How many names it has; 0 if it is only open any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

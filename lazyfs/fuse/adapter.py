@@ -85,7 +85,7 @@ def to_entry(attributes: Attributes) -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = attributes.ino
     entry.st_mode = attributes.mode
-    entry.st_nlink = 1
+    entry.st_nlink = attributes.links
     entry.st_uid = attributes.uid
     entry.st_gid = attributes.gid
     entry.st_size = attributes.size

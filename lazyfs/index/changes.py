@@ -53,6 +53,7 @@ class ChangeJournal:
 
     def load(self) -> list[Change]:
         """What is to be done, in the order of the numbers. StartupError if that cannot be read."""
+        changes: list[Change] = []
         try:
             ((damage,),) = self._db.execute("PRAGMA integrity_check(1)").fetchall()
             rows = self._db.execute("SELECT number, record FROM change ORDER BY number").fetchall()

@@ -61,18 +61,9 @@ class Entries:
             return selection.fits_entry(entry.node.name, entry.node.size, is_file=_is_file(entry.node))
 
         page = await walk.page(text(arguments, "after"), limit=PAGE, fits=fits)
-        told = await self._told(self._affordable(page.entries))
+        told = await self._told(affordable(page.entries, self._facts))
         after = page.after if len(told) == len(page.entries) else told[-1]["path"]
         return {"entries": [one for one in told if selection.fits_state(one.get("state", ""))], "after": after}
-
-    def _affordable(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """As many of the first as can be looked up soon, at least one."""
-        blocks = 0
-        for count, entry in enumerate(entries):
-            blocks += self._facts.count_blocks(entry.node)
-            if count and blocks > PAGE_BLOCKS:
-                return entries[:count]
-        return entries
 
     async def _told(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         files = [(node, self._namespace.root + path) for node, path in entries if _is_file(node)]
@@ -88,6 +79,16 @@ class Entries:
                 break  # names full of what JSON writes in six letters each
             told.append(document)
         return told
+
+
+def affordable(entries: Sequence[Entry], facts: FactsOf) -> Sequence[Entry]:
+    """As many of the first as can be looked up soon, at least one."""
+    blocks = 0
+    for count, entry in enumerate(entries):
+        blocks += facts.count_blocks(entry.node)
+        if count and blocks > PAGE_BLOCKS:
+            return entries[:count]
+    return entries
 
 
 def directory(path: str) -> dict[str, Any]:
@@ -108,6 +109,9 @@ def file(path: str, facts: Facts, *, ranges: int) -> dict[str, Any]:
         "etag": None if facts.node.is_local else facts.node.etag,
         "key": facts.key,
         "stored_s": facts.stored_s,
+        "opened_s": facts.opened_s,
+        "pinned": facts.pinned,
+        "parts": facts.parts,
         "error": facts.error or None,
         "ino": facts.node.ino,
     }

@@ -1,4 +1,4 @@
-"""`lazyfs release`, as the daemon answers it."""
+"""`lazyfs release` and `lazyfs unpin`, as the daemon answers them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,26 @@ class Releases:
 
     def verbs(self) -> dict[str, Any]:
         """What the control socket offers."""
-        return {"release": self.release}
+        return {"release": self.release, "unpin": self.unpin}
 
     async def release(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Release the files `inos`: pairs of those that were, with their bytes, and of those that were not, with why.
         ControlError."""
-        inos = arguments.get("inos")
-        if not isinstance(inos, list) or len(inos) > MAX_FILES or not all(isinstance(ino, int) for ino in inos):
-            raise ControlError(f"inos must be a list of at most {MAX_FILES} numbers")
-        outcome = await self._releaser.release(inos)
+        outcome = await self._releaser.release(_inos(arguments))
         return {"released": list(outcome.bytes.items()), "kept": list(outcome.kept.items())}
+
+    async def unpin(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The files `inos` are evicted again when room is needed. ControlError."""
+        await self._releaser.unpin(_inos(arguments))
+        return {}
+
+
+def _inos(arguments: dict[str, Any]) -> list[int]:
+    inos = arguments.get("inos")
+    if not isinstance(inos, list) or len(inos) > MAX_FILES or not all(map(_is_number, inos)):
+        raise ControlError(f"inos must be a list of at most {MAX_FILES} numbers")
+    return inos
+
+
+def _is_number(ino: object) -> bool:
+    return isinstance(ino, int) and 0 < ino < 2**63

@@ -14,6 +14,8 @@ from lazyfs.lifecycle.entries import Entries
 from lazyfs.lifecycle.preload import Preloads
 from lazyfs.lifecycle.refresh import Refreshes
 from lazyfs.lifecycle.release import Releases
+from lazyfs.lifecycle.report import Reports
+from lazyfs.lifecycle.usage import Usage
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.facts import FactsOf
 from lazyfs.vfs.fetcher import Fetcher
@@ -42,8 +44,10 @@ class Lifecycle:
         self._parts = (
             tasks,
             Entries(namespace=namespace, index=index, facts=facts),
+            Usage(namespace=namespace, index=index, facts=facts),
             Releases(Releaser(namespace=namespace, facts=facts, fetcher=fetcher, cache=cache)),
             Refreshes(namespace=namespace, index=index, handles=filesystem.handles, backlog=backlog, tasks=tasks),
+            Reports(namespace=namespace, index=index, fetcher=fetcher, accounting=filesystem.accounting),
             Preloads(namespace=namespace, index=index, fetcher=fetcher, disk=cache.disk, tasks=tasks),
         )
 

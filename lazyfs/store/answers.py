@@ -7,6 +7,9 @@ in <Code> and <Message>: never an URL, because presigned ones carry a signature.
 
 from __future__ import annotations
 
+import datetime
+import re
+
 from lazyfs.core.errors import (
     AccessDeniedError,
     ArchivedError,
@@ -89,7 +92,13 @@ NO_CREDENTIALS = (
     "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile, or --no-sign-request "
     "for a public bucket"
 )
+UNTRUSTED = "the server's certificate is not trusted; AWS_CA_BUNDLE names the file of those who may vouch for it"
 _MAX_MESSAGE = 200
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_SECOND = datetime.timedelta(seconds=1)
+_NS = 1_000_000_000
+_MAX_S = (2**63 - 1) // _NS
+_USER = re.compile(r"//[^\s/]*@")
 
 
 def store_error(status: int, code: str, message: str, what: str, *, region: str = "") -> StoreError:
@@ -121,9 +130,18 @@ def timed_out(what: str) -> StoreError:
     return StoreTimeoutError(f"{what}: no answer in time")
 
 
+def nanoseconds(when: datetime.datetime) -> int:
+    """A server's time as whole seconds since the epoch, in ns; the nearest that 64 bits hold, as the index keeps it.
+
+    One without a zone is in UTC, as all of S3's are.
+    """
+    seconds = ((when if when.tzinfo else when.replace(tzinfo=datetime.UTC)) - _EPOCH) // _SECOND
+    return max(-_MAX_S, min(_MAX_S, seconds)) * _NS
+
+
 def one_line(text: str) -> str:
-    """`text` without line breaks, cut to what a log line can bear."""
-    return " ".join(text.split())[:_MAX_MESSAGE]
+    """`text` without line breaks and without what an URL in it may say before an @, cut to what a log line can bear."""
+    return _USER.sub("//***@", " ".join(text.split()))[:_MAX_MESSAGE]
 
 
 class absent_is_not_this_version:  # noqa: N801 - reads as a sentence

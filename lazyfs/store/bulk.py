@@ -32,7 +32,7 @@ from lazyfs.core.errors import (
     TruncatedError,
 )
 from lazyfs.core.types import Buffer, ObjectId, Range
-from lazyfs.store.answers import store_error, timed_out, unreachable
+from lazyfs.store.answers import UNTRUSTED, store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.settings import Credentials, S3Settings
 
@@ -153,7 +153,7 @@ def _broken(text: str, what: str) -> StoreError:
         return timed_out(what)
     if "Interrupted" in kinds or "IncompleteBody" in text:
         return TruncatedError(f"{what}: the connection broke while the answer was read")
-    reasons = {"Connection refused": "connection refused", "dns error": "no such host", "certificate": "TLS failure"}
+    reasons = {"Connection refused": "connection refused", "dns error": "no such host", "InvalidCertificate": UNTRUSTED}
     reason = next((why for sign, why in reasons.items() if sign in text), "connection lost")
     return unreachable(what, f"no connection ({reason})")
 

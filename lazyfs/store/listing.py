@@ -16,13 +16,13 @@ from lxml import etree
 
 from lazyfs.core.errors import TransientStoreError
 from lazyfs.core.types import ListPage, ObjectInfo
+from lazyfs.store.answers import nanoseconds
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.threads import Threads
 from lazyfs.store.wire import Wire, local_name, parse_error, parser
 
-_NS = 1_000_000_000
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_SECOND = datetime.timedelta(seconds=1)
+MAX_SIZE = 2**63 - 1
+"""Of an object, as far as the index and the kernel can count."""
 _MAX_PAGE = 1000
 
 
@@ -82,8 +82,8 @@ def _read_page(root: Any) -> ListPage:
         ObjectInfo(
             key=_decode(key, encoded=encoded),
             etag=etag.strip('"'),
-            size=int(size),
-            mtime_ns=_parse_time(modified),
+            size=_size(size),
+            mtime_ns=nanoseconds(datetime.datetime.fromisoformat(modified)),
             storage_class=storage_class,
         )
         for key, etag, size, modified, storage_class in _rows(root, paths)
@@ -149,5 +149,8 @@ def _decode(text: str, *, encoded: bool) -> str:
     return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "surrogateescape")
 
 
-def _parse_time(text: str) -> int:
-    return (datetime.datetime.fromisoformat(text) - _EPOCH) // _SECOND * _NS
+def _size(text: str) -> int:
+    size = int(text)
+    if not 0 <= size <= MAX_SIZE:
+        raise ValueError(text)
+    return size

@@ -21,6 +21,8 @@ PROBE_PREFIX = ".lazyfs-probe-"
 """Keys that start so are ours and may be deleted by anybody who finds them."""
 
 _BODY = b"lazyfs asks what this endpoint honours"
+_REFUSED = b"an endpoint that keeps this does not honour conditions"
+"""Another body, or a repeated attempt would be taken for the first one that has succeeded."""
 _WRONG_ETAG = "0" * 32
 _CLEANUP_S = 30
 
@@ -35,8 +37,15 @@ class RangeAnswer:
 
 
 class Probeable(Store, Protocol):
-    """A Store that also tells what the server answers, before lazyfs checks the answer by itself, and whose credentials
-    may expire."""
+    """A Store that also tells what the server answers, before lazyfs checks the answer by itself."""
+
+    async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
+        """The server's own answer, 200, 206 or 412; `if_match` is an ETag without quotes. Other errors raise."""
+        ...
+
+
+class Renewable(Probeable, Protocol):
+    """One whose credentials may expire."""
 
     @property
     def credentials_version(self) -> int:
@@ -45,10 +54,6 @@ class Probeable(Store, Protocol):
 
     async def renew_credentials(self, version: int) -> bool:
         """Whether there are other credentials now than those of `version`; they are looked for where they came from."""
-        ...
-
-    async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
-        """The server's own answer, 200, 206 or 412; `if_match` is an ETag without quotes. Other errors raise."""
         ...
 
 
@@ -94,7 +99,7 @@ async def _probe_reads(store: Probeable, key: str, etag: str, size: int) -> tupl
 
 async def _refuses(store: Store, key: str, condition: Condition) -> bool:
     try:
-        await store.put(key, _BODY, condition=condition)
+        await store.put(key, _REFUSED, condition=condition)
     except PreconditionFailedError:
         return True
     return False

@@ -101,15 +101,15 @@ class S3Store:
 
     @property
     def credentials_version(self) -> int:
-        """See probe.Probeable."""
+        """See probe.Renewable."""
         return self._control.credentials_version
 
     async def renew_credentials(self, version: int) -> bool:
-        """See probe.Probeable."""
+        """See probe.Renewable."""
         return await self._control.renew_credentials(version)
 
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
-        """See probe.Probeable."""
+        """See probe.Renewable."""
         self._stats.add("s3.requests.get")
         return await self._control.range_answer(key, span, if_match)
 

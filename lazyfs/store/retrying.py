@@ -18,7 +18,7 @@ import logging
 import random as random_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import md5
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -36,7 +36,7 @@ from lazyfs.core.parts import multipart_etag
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import ANY, Buffer, Condition, ListPage, ObjectId, ObjectInfo, Part, Range, Upload
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
-from lazyfs.store.probe import Probeable, RangeAnswer
+from lazyfs.store.probe import RangeAnswer, Renewable
 
 T = TypeVar("T")
 log = logging.getLogger("lazyfs.store")
@@ -44,15 +44,30 @@ _CLOCK_STEP_S = 1
 """Servers tell whole seconds."""
 
 
+class _About(NamedTuple):
+    """What a call is about, for the log."""
+
+    verb: str
+    key: str
+    span: Range | None = None
+
+    def log(self, attempt: int, outcome: str, began_s: float) -> None:
+        """One line for each attempt; error texts stay out of it, which may repeat what a server sent."""
+        if log.isEnabledFor(logging.DEBUG):
+            span = "" if self.span is None else f" range={self.span.start}-{self.span.stop}"
+            ms = (trio.current_time() - began_s) * 1000
+            log.debug("%s key=%r%s attempt=%d outcome=%s ms=%.1f", self.verb, self.key, span, attempt, outcome, ms)
+
+
 class Retrying:
-    """A `Store` that does not give up at the first transient error of `inner`.
+    """A `Store` that does not give up at the first transient error of `inner`. At level debug each attempt is logged.
 
     Counts `s3.retries` and, among their causes, `s3.throttles`; `on_throttled` hears of each of the latter as it comes.
     """
 
     def __init__(
         self,
-        inner: Probeable,
+        inner: Renewable,
         *,
         backoff: Backoff,
         stats: Stats,
@@ -76,22 +91,23 @@ class Retrying:
     ) -> ListPage:
         """See Store.list_page."""
         return await self._retry(
+            _About("list", prefix),
             lambda: self._inner.list_page(
                 prefix, delimiter=delimiter, start_after=start_after, token=token, limit=limit
-            )
+            ),
         )
 
     async def head(self, key: str) -> ObjectInfo:
         """See Store.head."""
-        return await self._retry(lambda: self._inner.head(key))
+        return await self._retry(_About("head", key), lambda: self._inner.head(key))
 
     async def get_range(self, oid: ObjectId, span: Range) -> Buffer:
         """See Store.get_range."""
-        return await self._retry(lambda: self._inner.get_range(oid, span))
+        return await self._retry(_About("get", oid.key, span), lambda: self._inner.get_range(oid, span))
 
     async def range_answer(self, key: str, span: Range, if_match: str) -> RangeAnswer:
         """See probe.Probeable."""
-        return await self._retry(lambda: self._inner.range_answer(key, span, if_match))
+        return await self._retry(_About("get", key, span), lambda: self._inner.range_answer(key, span, if_match))
 
     async def put(
         self, key: str, body: Buffer, *, options: PutOptions = DEFAULT_PUT, condition: Condition = ANY
@@ -104,7 +120,9 @@ class Retrying:
             return await self._is_ours(key, md5(body, usedforsecurity=False).hexdigest(), len(body))
 
         return await self._retry(
-            lambda: self._inner.put(key, body, options=options, condition=condition), answer_lost=ours
+            _About("put", key, Range(0, len(body))),
+            lambda: self._inner.put(key, body, options=options, condition=condition),
+            answer_lost=ours,
         )
 
     async def create_upload(self, key: str, *, options: PutOptions = DEFAULT_PUT) -> Upload:
@@ -121,7 +139,7 @@ class Retrying:
                 lost += 1
                 raise
 
-        upload = await self._retry(create)
+        upload = await self._retry(_About("create_upload", key), create)
         if lost:
             await self._abort_lost(upload, lost, trio.current_time() - started)
         return upload
@@ -143,7 +161,10 @@ class Retrying:
 
     async def upload_part(self, upload: Upload, number: int, body: Buffer) -> Part:
         """See Store.upload_part."""
-        return await self._retry(lambda: self._inner.upload_part(upload, number, body))
+        return await self._retry(
+            _About(f"upload_part {number}", upload.key, Range(0, len(body))),
+            lambda: self._inner.upload_part(upload, number, body),
+        )
 
     async def complete_upload(self, upload: Upload, parts: Sequence[Part], *, condition: Condition = ANY) -> str:
         """See Store.complete_upload."""
@@ -155,37 +176,41 @@ class Retrying:
             return await self._is_ours(upload.key, multipart_etag(ordered), sum(part.size for part in ordered))
 
         return await self._retry(
-            lambda: self._inner.complete_upload(upload, parts, condition=condition), answer_lost=ours
+            _About("complete_upload", upload.key),
+            lambda: self._inner.complete_upload(upload, parts, condition=condition),
+            answer_lost=ours,
         )
 
     async def abort_upload(self, upload: Upload) -> None:
         """See Store.abort_upload."""
-        await self._retry(lambda: self._inner.abort_upload(upload))
+        await self._retry(_About("abort_upload", upload.key), lambda: self._inner.abort_upload(upload))
 
     async def list_uploads(self, prefix: str) -> Sequence[Upload]:
         """See Store.list_uploads."""
-        return await self._retry(lambda: self._inner.list_uploads(prefix))
+        return await self._retry(_About("list_uploads", prefix), lambda: self._inner.list_uploads(prefix))
 
     async def copy_part(self, upload: Upload, number: int, source: ObjectId, span: Range) -> Part:
         """See Store.copy_part."""
-        return await self._retry(lambda: self._inner.copy_part(upload, number, source, span))
+        return await self._retry(
+            _About(f"copy_part {number}", upload.key, span), lambda: self._inner.copy_part(upload, number, source, span)
+        )
 
     async def copy(self, source: ObjectId, key: str) -> str:
         """See Store.copy."""
-        return await self._retry(lambda: self._inner.copy(source, key))
+        return await self._retry(_About("copy", key), lambda: self._inner.copy(source, key))
 
     async def rename(self, source: ObjectId, key: str, *, token: str) -> str:
         """See Store.rename. The server knows a repeated token, so a lost answer is given again."""
-        return await self._retry(lambda: self._inner.rename(source, key, token=token))
+        return await self._retry(_About("rename", key), lambda: self._inner.rename(source, key, token=token))
 
     async def set_metadata(self, oid: ObjectId, changes: Mapping[str, str | None]) -> str:
         """See Store.set_metadata. If the ETag changes and the answer is lost, it is refused as another version: nobody
         can tell that from somebody else's."""
-        return await self._retry(lambda: self._inner.set_metadata(oid, changes))
+        return await self._retry(_About("set_metadata", oid.key), lambda: self._inner.set_metadata(oid, changes))
 
     async def delete(self, key: str) -> None:
         """See Store.delete."""
-        await self._retry(lambda: self._inner.delete(key))
+        await self._retry(_About("delete", key), lambda: self._inner.delete(key))
 
     async def aclose(self) -> None:
         """See Store.aclose."""
@@ -193,6 +218,7 @@ class Retrying:
 
     async def _retry(
         self,
+        about: _About,
         call: Callable[[], Awaitable[T]],
         *,
         answer_lost: Callable[[StoreError], Awaitable[T | None]] | None = None,
@@ -206,16 +232,21 @@ class Retrying:
         attempt, renewed = 0, False
         while True:
             attempt += 1
-            version = self._inner.credentials_version
+            version, began = self._inner.credentials_version, trio.current_time()
             try:
-                return await call()
-            except ExpiredCredentialsError:
+                answer = await call()
+                about.log(attempt, "ok", began)
+                return answer
+            except ExpiredCredentialsError as error:
+                about.log(attempt, type(error).__name__, began)
                 if renewed or not await self._inner.renew_credentials(version):
                     raise
                 renewed = True
             except TransientStoreError as error:
+                about.log(attempt, type(error).__name__, began)
                 await self._wait(attempt, trio.current_time() - started, error)
             except StoreError as error:
+                about.log(attempt, type(error).__name__, began)
                 result = await answer_lost(error) if answer_lost is not None and attempt > 1 else None
                 if result is None:
                     raise

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from lazyfs.core.errors import (
     UsageError,
 )
 from lazyfs.core.types import ANY, Buffer, Condition, ObjectId, ObjectInfo, Part, Range, Upload
-from lazyfs.store.answers import NO_CREDENTIALS, absent_is_not_this_version, one_line, timed_out
+from lazyfs.store.answers import NO_CREDENTIALS, absent_is_not_this_version, nanoseconds, one_line, timed_out
 from lazyfs.store.base import DEFAULT_PUT, PutOptions
 from lazyfs.store.checksum import crc32c, crc32c_of_parts
 from lazyfs.store.keys import Keys
@@ -43,8 +42,6 @@ from lazyfs.store.threads import Threads
 
 __all__ = ["ControlPlane", "Credentials", "S3Settings", "translate"]
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_NS = 1_000_000_000
 _PRESIGN_S = 300
 _PIECE = 256 * 1024
 """Read at a time, so that a slow body is noticed; one that comes byte by byte is by whoever waits for the thread."""
@@ -188,7 +185,7 @@ class ControlPlane:
             key=key,
             etag=_etag(answer),
             size=_told(answer, "ContentLength", what),
-            mtime_ns=_nanoseconds(_told(answer, "LastModified", what)),
+            mtime_ns=nanoseconds(_told(answer, "LastModified", what)),
             storage_class=answer.get("StorageClass", ""),
             metadata=answer.get("Metadata", {}),
             content_type=answer.get("ContentType", ""),
@@ -269,7 +266,7 @@ class ControlPlane:
             Upload(
                 unquote_plus(found["Key"]) if encoded else found["Key"],
                 found["UploadId"],
-                _nanoseconds(found["Initiated"]) if "Initiated" in found else 0,
+                nanoseconds(found["Initiated"]) if "Initiated" in found else 0,
             )
             for found in answer.get("Uploads", ())
         ]
@@ -389,11 +386,6 @@ class ControlPlane:
 
 def _etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag", "")).strip('"')
-
-
-def _nanoseconds(when: datetime.datetime) -> int:
-    """Since the epoch, in whole seconds."""
-    return (when - _EPOCH) // datetime.timedelta(seconds=1) * _NS
 
 
 def _told(answer: Mapping[str, Any], name: str, what: str) -> Any:

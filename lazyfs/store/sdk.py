@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
 
 from lazyfs.core.errors import AccessDeniedError, LazyfsError, StoreError, TruncatedError
-from lazyfs.store.answers import NO_CREDENTIALS, one_line, store_error, timed_out, unreachable
+from lazyfs.store.answers import NO_CREDENTIALS, UNTRUSTED, one_line, store_error, timed_out, unreachable
 from lazyfs.store.settings import Credentials, S3Settings, is_aws
 
 DEFAULT_REGION = "us-east-1"
@@ -144,5 +144,7 @@ def translate(error: Exception, what: str) -> StoreError | None:
 def _cause(error: Exception) -> str:
     """Why there is no connection, without the URL that SDK messages repeat."""
     wrapped = getattr(error, "kwargs", {}).get("error", error)
+    if "certificate verify failed" in str(wrapped):
+        return f"no connection ({UNTRUSTED})"
     text = str(wrapped).rpartition(": ")[2] or type(wrapped).__name__
     return f"no connection ({text})"

@@ -16,7 +16,7 @@ from lxml import etree
 
 from lazyfs.core.errors import StoreError, TruncatedError
 from lazyfs.core.types import Buffer
-from lazyfs.store.answers import store_error, timed_out, unreachable
+from lazyfs.store.answers import UNTRUSTED, store_error, timed_out, unreachable
 from lazyfs.store.s3 import ControlPlane
 from lazyfs.store.sdk import pieces
 from lazyfs.store.settings import S3Settings
@@ -71,6 +71,8 @@ def translate(error: Exception, what: str) -> StoreError:
             return unreachable(what, f"no connection ({str(error).rpartition(': ')[2]})")
         case urllib3.exceptions.TimeoutError():
             return timed_out(what)
+        case urllib3.exceptions.SSLError() if "certificate verify failed" in str(error):
+            return unreachable(what, f"no connection ({UNTRUSTED})")
         case urllib3.exceptions.IncompleteRead():
             return TruncatedError(f"{what}: the connection broke while the answer was read")
     return unreachable(what, f"no connection ({type(error).__name__})")

@@ -26,6 +26,7 @@ from lazyfs.cache.spool import Spool, SpoolFile
 from lazyfs.core.changes import Change
 from lazyfs.core.errors import LazyfsError, NoRoomError
 from lazyfs.core.pending import Pending, Plan
+from lazyfs.core.posix import from_metadata
 from lazyfs.core.types import Buffer, ObjectId, ObjectInfo, Range
 from lazyfs.index.changes import ChangeJournal
 from lazyfs.index.database import Index
@@ -72,6 +73,8 @@ class Backlog:
         self._since_s: dict[int, float] = {}
         self.failures: dict[int, LazyfsError] = {}
         """Why changes could not be carried out when that was last tried, by number."""
+        self.parts: dict[int, tuple[int, int]] = {}
+        """Of uploads of several parts that are under way: how many have arrived, and of how many; by number."""
         spool.room_will_come = lambda: len(self.pending) > 0 and not self.failures
 
     # -- what there is ------------------------------------------------------------------------------------------------
@@ -149,12 +152,16 @@ class Backlog:
             raise
 
     async def amend(self, key: str, changes: Mapping[str, str | None]) -> bool:
-        """Change metadata of what `key` shall become; False if nothing is pending for it. SpoolError."""
+        """Change metadata of what `key` shall become, durably; False if nothing is pending for it. SpoolError."""
+        if self.pending.made(key) is None:
+            return False
         async with self._turn:
             made = self.pending.made(key)
             if made is None:
                 return False
-            amended = replace(made, metadata=changed(made.metadata, changes))
+            metadata = changed(made.metadata, changes)
+            mtime_ns = from_metadata(metadata).mtime_ns
+            amended = replace(made, metadata=metadata, mtime_ns=made.mtime_ns if mtime_ns is None else mtime_ns)
             await self._journal.record([amended])
             self.pending.change(amended)
             return True
@@ -255,6 +262,19 @@ class Backlog:
             await self._journal.record((), [change.number])
             await self._forget(change)
 
+    # -- for who has open what is not wanted any more ----------------------------------------------------------------
+
+    def retain(self, change: Change) -> None:
+        """The content of a PUT, which is pending, is to stay here until `let_go`, whatever becomes of it."""
+        self._tokens[change.token] += 1
+
+    async def let_go(self, change: Change) -> None:
+        """Nobody has it open any more."""
+        async with self._turn:
+            if self._is_last(change):
+                await self._spool.drop(self._path(change.token), change.size)
+            self._need_no_more(change)
+
     # -- after a crash ------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
@@ -316,11 +336,14 @@ class Backlog:
         self.failures.pop(change.number, None)
         del self._since_s[change.number]
         if change.token:
-            self._tokens[change.token] -= 1
-            if not self._tokens[change.token]:
-                del self._tokens[change.token]
-                self._bytes -= change.size
+            self._need_no_more(change)
         self._tell()
+
+    def _need_no_more(self, change: Change) -> None:
+        self._tokens[change.token] -= 1
+        if not self._tokens[change.token]:
+            del self._tokens[change.token]
+            self._bytes -= change.size
 
     def _tell(self) -> None:
         self._moved.set()

@@ -7,7 +7,7 @@ block becomes more recent by it. What the kernel keeps in its own page cache is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import trio
@@ -21,7 +21,7 @@ from lazyfs.core.types import Kind, ObjectId, Range
 from lazyfs.index.base import Node, is_archived
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.fetcher import Fetcher
-from lazyfs.vfs.handles import Handles
+from lazyfs.vfs.handles import Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
 
 ATTRIBUTES = "user.lazyfs."
@@ -37,7 +37,9 @@ _NOWHERE: Mapping[str, Sequence[Range]] = MappingProxyType({})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """One file. `tiers` has the ranges of those that have any; `stored_s` is when the newest block on the disk was
-    stored there, in seconds since the epoch."""
+    stored there, `opened_s` when the file was opened last, in seconds since the epoch; `pinned` bytes are not evicted;
+    of an upload of several parts `parts` says how many have arrived, and of how many.
+    """
 
     node: Node
     key: str
@@ -45,6 +47,9 @@ class Facts:
     state: State
     tiers: Mapping[str, Sequence[Range]] = field(default_factory=lambda: _NOWHERE)
     stored_s: float | None = None
+    opened_s: float | None = None
+    pinned: int = 0
+    parts: tuple[int, int] | None = None
     error: str = ""
 
     @property
@@ -76,7 +81,8 @@ class FactsOf:
         held = await self._on_disk([self._oid(node, key) for node, key in nodes], [node.size for node, _ in nodes])
         found = []
         for number, ((node, key), disk) in enumerate(zip(nodes, held, strict=True), 1):
-            found.append(await self._file(node, key, disk))
+            facts = await self._file(node, key, disk)
+            found.append(replace(facts, opened_s=self._handles.opened_s(node.ino)))
             if number % _FILES_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         return found
@@ -88,7 +94,10 @@ class FactsOf:
         node = file.node if file is not None else self._namespace.node(ino)
         if node.kind is Kind.DIRECTORY or what not in ("state", "ranges", "etag", "key", "error"):
             raise NoAttributeError(name)
-        (facts,) = await self.files([(node, self._namespace.key(node))])
+        if file is not None and not self._namespace.has(node.ino):
+            facts = await self._of_former(file)
+        else:
+            (facts,) = await self.files([(node, self._namespace.key(node))])
         values = {
             "state": facts.state.value,
             "ranges": format_tiers(facts.tiers.items(), limit=_MAX_ATTRIBUTE // 4),
@@ -133,6 +142,15 @@ class FactsOf:
             held.append(answer)
         return found
 
+    async def _of_former(self, file: OpenFile) -> Facts:
+        """A version that is open and has no name any more. NoAttributeError if it never was one of an object."""
+        if file.object is None or file.writer is not None:
+            raise NoAttributeError("it has no name any more")
+        oid, size = file.object.oid, file.object.size
+        (disk,) = await self._on_disk([oid], [size])
+        tiers = await self._resident(oid, size, disk)
+        return Facts(node=file.node, key=oid.key, size=size, state=State.STALE, tiers=tiers)
+
     async def _file(self, node: Node, key: str, disk: Sequence[Held]) -> Facts:
         writing = self._being_written(node)
         if writing is not None:
@@ -150,11 +168,12 @@ class FactsOf:
             state=state_of_clean(node.size, total(union(*tiers.values()))),
             tiers=tiers,
             stored_s=max((held.stored_s for held in disk if held.stored_s is not None), default=None),
+            pinned=total(union(*(self._ranges(held.pinned, node.size) for held in disk))),
             error=f"in storage class {node.storage_class}; restore it first" if is_archived(node) else "",
         )
 
     async def _resident(self, oid: ObjectId, size: int, disk: Sequence[Held]) -> dict[str, list[Range]]:
-        block_size, blocks = self._fetcher.block_size, self._fetcher.blocks(size)
+        blocks = self._fetcher.blocks(size)
         in_memory: list[range] = []
         for known in self._fetcher.known_as(oid):
             for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
@@ -164,11 +183,14 @@ class FactsOf:
                     await trio.lowlevel.checkpoint()
         whole = [Range(0, size)] if size and self._fetcher.is_spooled(oid) else []
         tiers = {
-            "memory": union(ranges_of(in_memory, block_size, size)),
-            "disk": union(*(ranges_of(held.runs, block_size, size) for held in disk)),
+            "memory": union(self._ranges(in_memory, size)),
+            "disk": union(*(self._ranges(held.runs, size) for held in disk)),
             "spool": whole,
         }
         return {name: ranges for name, ranges in tiers.items() if ranges}
+
+    def _ranges(self, runs: Sequence[range], size: int) -> list[Range]:
+        return ranges_of(runs, self._fetcher.block_size, size)
 
     def _waiting(self, node: Node, key: str, change: Change) -> Facts:
         assert self._backlog is not None
@@ -182,6 +204,7 @@ class FactsOf:
             size=node.size,
             state=state,
             tiers={"spool": spool} if spool else _NOWHERE,
+            parts=self._backlog.parts.get(change.number),
             error="" if error is None else str(error),
         )
 

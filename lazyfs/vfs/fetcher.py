@@ -7,7 +7,7 @@ reservation of memory for exactly the bytes that it fetches, and takes a slot on
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -20,18 +20,32 @@ from lazyfs.core.errors import NotFoundError, PreconditionFailedError, SpoolErro
 from lazyfs.core.eviction import LRU
 from lazyfs.core.ranges import block_range, blocks_of, plan_extents
 from lazyfs.core.stats import Stats
+from lazyfs.core.throughput import Throughput
 from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import Flight
 from lazyfs.vfs.slots import Slots, Ticket, Urgency
+from lazyfs.vfs.tally import Tally
 
 log = logging.getLogger(__name__)
 
 MAX_ORIGINS = 100_000
+BESIDE_BLOCKS = 4
+"""Of an extent that is preloaded beside readers: what stands in their way is short then, and is still stored as one."""
 MAX_RENAMES = 4
 """That one read follows: names may go in circles."""
 MAX_BECAME = 10_000
 """Uploads and renames of which it is remembered what they became, for who began to read before: seconds' worth."""
+
+
+SLOWEST_FIRST = ("s3", "shared", "disk", "spool")
+FAILED = "failed"
+"""Instead of a tier: of waits that ended in an error, or by a signal."""
+
+
+def slowest(tiers: Collection[str]) -> str:
+    """What a reader waited for, who waited for all of these."""
+    return next((tier for tier in SLOWEST_FIRST if tier in tiers), FAILED)
 
 
 Waiting: TypeAlias = Callable[[ObjectId, Range], Awaitable[Buffer | None]]
@@ -83,7 +97,11 @@ class Fetcher:
         self._slots = slots
         self._on_stale = on_stale
         self._waiting = waiting
-        self._stats = stats
+        self.stats = stats
+        self.throughput = Throughput(now_s=trio.current_time())
+        """Of range GETs."""
+        self._waiting_since_s = 0.0
+        """When a reader began or ended to wait, for the last time."""
         self._flights: dict[tuple[ObjectId, int], _BlockFlight] = {}
         self._spooled: dict[ObjectId, SpoolFile] = {}
         """What was written here and is not on the disk yet."""
@@ -114,11 +132,15 @@ class Fetcher:
         """Neighbouring blocks in one piece if memory has them so: no await, no thread, no SQL, no copy."""
         return self._cache.run(oid, blocks)
 
-    async def fetch(self, oid: ObjectId, size: int, blocks: Sequence[int], span: Range) -> dict[int, Buffer]:
+    async def fetch(
+        self, oid: ObjectId, size: int, blocks: Sequence[int], span: Range, tally: Tally | None = None
+    ) -> dict[int, Buffer]:
         """Exactly `blocks` (ascending) of the object of `size` bytes. StaleError, StoreError.
 
-        `span`, which lies in them, is what the reader will be given; it is counted by the tier that it came from.
+        `span`, which lies in them, is what the reader will be given; it is counted by the tier that it came from, in
+        its `tally` too.
         """
+        tally = Tally() if tally is None else tally
         found: dict[int, Buffer] = {}
         waiting: dict[_BlockFlight, list[int]] = {}
         missing: list[int] = []
@@ -136,34 +158,53 @@ class Fetcher:
         for extent in plan_extents(missing, self._extent_blocks):
             waiting[self._start(oid, size, extent, Urgency.DEMAND)] = list(extent)
         if waiting:
-            await self._wait(waiting, found, tiers)
-        self._count(tiers, span, size)
+            await self._wait(waiting, found, tiers, tally)
+        for tier, count in self._by_tier(tiers, span, size):
+            self.stats.add(f"read.bytes.{tier}", count)
+            tally.found(tier, count)
         return found
 
     async def _wait(
-        self, waiting: Mapping[_BlockFlight, list[int]], found: dict[int, Buffer], tiers: dict[int, str]
+        self,
+        waiting: Mapping[_BlockFlight, list[int]],
+        found: dict[int, Buffer],
+        tiers: dict[int, str],
+        tally: Tally,
     ) -> None:
         """Put into `found` and `tiers` what a reader wants of flights, and count how long it waits."""
-        began_s = trio.current_time()
-        self._stats.add("read.stalls")
-        self._stats.add("read.waiting")
+        began_s, came_from = trio.current_time(), FAILED
+        self.stats.add("read.stalls")
+        self._note_waiting(began_s, 1)
         try:
             for flight, wanted in waiting.items():
                 arrived = await flight.wait()
                 for block in wanted:
                     found[block] = arrived[block]
                     tiers[block] = flight.tiers.get(block, "s3")
+            came_from = slowest({tiers[block] for wanted in waiting.values() for block in wanted})
         finally:
-            self._stats.add("read.waiting", -1)
-            self._stats.add("read.stall_ns", int((trio.current_time() - began_s) * 1e9))
+            ended_s = trio.current_time()
+            took_ns = int((ended_s - began_s) * 1e9)
+            self._note_waiting(ended_s, -1)
+            self.stats.add("read.stall_ns", took_ns)
+            self.stats.observe(f"read.wait.{came_from}", took_ns)
+            tally.waited_ns += took_ns
 
-    def _count(self, tiers: Mapping[int, str], span: Range, size: int) -> None:
+    def _note_waiting(self, now_s: float, change: int) -> None:
+        """A reader begins to wait, or ends; for how long anybody did is brought up to `now_s`."""
+        if self.stats.get("read.waiting"):
+            self.stats.add("read.stalled_ns", int((now_s - self._waiting_since_s) * 1e9))
+        self._waiting_since_s = now_s
+        self.stats.add("read.waiting", change)
+
+    def _by_tier(self, tiers: Mapping[int, str], span: Range, size: int) -> Iterator[tuple[str, int]]:
+        """How many bytes of `span` came from where."""
         if len(tiers) == 1 or len(set(tiers.values())) == 1:
-            self._stats.add(f"read.bytes.{next(iter(tiers.values()))}", span.size)
+            yield next(iter(tiers.values())), span.size
             return
         for block in blocks_of(span, self.block_size):
             whole = block_range(block, self.block_size, size)
-            self._stats.add(f"read.bytes.{tiers[block]}", min(whole.stop, span.stop) - max(whole.start, span.start))
+            yield tiers[block], min(whole.stop, span.stop) - max(whole.start, span.start)
 
     def prefetch(self, oid: ObjectId, size: int, blocks: Sequence[int]) -> None:
         """Bring `blocks` into memory some time soon, as far as memory allows. Never waits, never raises.
@@ -173,7 +214,7 @@ class Fetcher:
         missing = self._not_coming(oid, blocks)
         for extent in plan_extents(missing, self._extent_blocks):
             if not self._cache.memory.try_reserve(self._span(extent, size).size):
-                self._stats.add("readahead.dropped_blocks", len(extent))
+                self.stats.add("readahead.dropped_blocks", len(extent))
                 return
             self._start(oid, size, extent, Urgency.AHEAD)
 
@@ -183,7 +224,10 @@ class Fetcher:
         Waits until there is memory that no reader needs. StaleError, StoreError.
         """
         missing = self._not_coming(oid, blocks)
-        for extent in plan_extents(missing, self._extent_blocks):
+        while missing:
+            most = self._extent_blocks if self._slots.is_quiet else min(BESIDE_BLOCKS, self._extent_blocks)
+            extent = plan_extents(missing[:most], most)[0]
+            del missing[: len(extent)]
             await self._cache.memory.reserve_spare(self._span(extent, size).size)
             if self._not_coming(oid, extent) == list(extent):
                 await self._start(oid, size, extent, Urgency.PRELOAD).wait()
@@ -342,7 +386,7 @@ class Fetcher:
         span = self._span(run, size)
         try:
             async with self._slots.hold(ticket, span.size):
-                data = memoryview(await self._store.get_range(oid, span))
+                data = await self._measured(oid, span)
         except (PreconditionFailedError, NotFoundError) as error:
             became = self._became.get(oid)
             if became is not None and renames:  # it was renamed while this was on its way
@@ -353,6 +397,16 @@ class Fetcher:
         to_memory = ticket.urgency is not Urgency.PRELOAD  # it may have been promoted meanwhile
         self._cache.admit(oid, blocks, len(data), to_memory=to_memory, to_disk=True, whole=data)
         return blocks
+
+    async def _measured(self, oid: ObjectId, span: Range) -> memoryview:
+        began_s, arrived = trio.current_time(), 0
+        self.throughput.began(began_s)
+        try:
+            data = memoryview(await self._store.get_range(oid, span))
+            arrived = len(data)
+            return data
+        finally:
+            self.throughput.ended(began_s, arrived, trio.current_time())
 
     def _span(self, extent: range, size: int) -> Range:
         return Range(extent.start * self.block_size, min(extent.stop * self.block_size, size))

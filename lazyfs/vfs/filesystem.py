@@ -23,6 +23,7 @@ from lazyfs.core.readahead import ReadAheadPolicy
 from lazyfs.core.types import Attributes, Buffer, Changes, Condition, Kind, Range
 from lazyfs.index.base import LOCAL_ETAG, Node, is_archived
 from lazyfs.store.base import PutOptions, Store
+from lazyfs.vfs.accounting import Accounting
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.copying import Copier
 from lazyfs.vfs.directories import DirectoryReader
@@ -69,6 +70,7 @@ class FileSystem:
         self.namespace = namespace
         self.policy = policy
         self.handles = Handles()
+        self.accounting = Accounting(self.handles, root=namespace.root, key_of=namespace.key)
         self._lost = LostAndFound(namespace.root, clock_ns)
         self._fsync_to_bucket = fsync_to_bucket
         self._store = store
@@ -150,6 +152,8 @@ class FileSystem:
     async def getattr(self, ino: int) -> Attributes:
         """Attributes of an inode that the kernel knows. StaleInodeError if its version is gone and it is not open."""
         file = self.handles.by_ino(ino)
+        if file is not None and file.deleted:
+            return self._attributes(file.node)
         node = file.node if file is not None else self.namespace.node(ino)
         return self._attributes(await self._modes.ask(node) if self._modes.is_to_ask(node) else node)
 
@@ -192,18 +196,15 @@ class FileSystem:
         await self._remove(node)
 
     async def unlink(self, parent: int, name: str) -> None:
-        """Delete a file. Who has it open keeps what is resident; what was being written is thrown away."""
+        """Delete a file. Who has it open goes on with it, without a name, as far as what it holds is here."""
         self.policy.check_deletable()
         node = await self.namespace.lookup(parent, name)
         if node.kind is Kind.DIRECTORY:
             raise IsDirectoryError(name)
-        file = self.handles.by_ino(node.ino)
-        if file is not None:
-            file.deleted = True  # a commit that waits for its turn must not bring it back
-            async with file.turn:
-                await file.discard()
-                node = file.node
-        await self._remove(node)
+        async with self.handles.held(node) as file:
+            self._writers.remember(file)
+            await self._remove(file.node)
+            self._writers.unlink(file)  # a commit that waits for its turn must not bring it back
 
     async def _remove(self, node: Node) -> None:
         key = self.namespace.key(node)
@@ -240,7 +241,8 @@ class FileSystem:
             self.policy.check_writable()
             self.policy.check_replaceable()
         current = self.handles.by_ino(ino)
-        if (current is None or current.writer is None) and not self._writers.is_readable(node):
+        is_here = current is not None and (current.writer is not None or current.object is not None)
+        if not is_here and not self._writers.is_readable(node):
             raise BusyError(f"{node.name!r} is not finished")
         fh, file = self.handles.open_file(node, pid=pid, writable=writable)
         try:
@@ -253,6 +255,7 @@ class FileSystem:
         except BaseException:
             self.handles.close_file(fh)
             raise
+        self.accounting.opened(self.handles.file(fh))
         return fh
 
     def keeps_pages(self, ino: int) -> bool:
@@ -283,16 +286,20 @@ class FileSystem:
         fh, file = self.handles.open_file(node, pid=pid, writable=True)
         file.writer = self._writers.new(key, b"", Condition(absent=True), file)
         file.knows = 0 if self.write_back is None else self.write_back.backlog.pending.newest
+        self.accounting.opened(self.handles.file(fh))
         return fh, self._attributes(node)
 
     # -- reading and writing ----------------------------------------------------------------------------------------
 
     async def read(self, ino: int, fh: int, span: Range) -> Buffer:
         """The bytes of `span`, short only at the end of the file. StaleError, StoreError."""
-        file = self.handles.file(fh).file
+        handle = self.handles.file(fh)
+        file = handle.file
         if file.writer is not None and (not file.writer.is_clean or file.writer.is_readable):
             return await file.writer.read(span)
-        return await self._reader.read(self._writers.object(file), span)
+        data = await self._reader.read(self._writers.object(file), span, handle.tally)
+        self.accounting.read(handle, len(data))
+        return data
 
     async def write(self, ino: int, fh: int, offset: int, data: Buffer) -> int:
         """Take `data` at `offset`; its length. OutOfOrderError, and StoreError of what was sent before."""
@@ -302,7 +309,9 @@ class FileSystem:
         file = handle.file
         async with file.turn:
             try:
-                return await self._writers.write(file, offset, data)
+                written = await self._writers.write(file, offset, data)
+                handle.tally.written_bytes += written
+                return written
             except LazyfsError as error:
                 handle.refused = error
                 self._writers.spoiled.add(file.ino)
@@ -342,7 +351,7 @@ class FileSystem:
         handle = self.handles.file(fh)
         file = handle.file
         handle.refused = None
-        if not handle.writable or file.writer is None:
+        if not handle.writable or file.writer is None or file.deleted:
             return
         if file.writer.is_dirty and self._still_open(handle.pid, file.node.ino, file.node.name):
             return
@@ -365,17 +374,18 @@ class FileSystem:
         if handle.refused is not None and not file.deleted:
             log.error("%r was changed through a mapping after close, which is lost: %s", file.node.name, handle.refused)
         try:
-            if last_writer and file.deleted:  # it may have been written to since, and parts have gone up
-                async with file.turn:
-                    await file.discard()
             if last_writer and self._is_unfinished(file):
                 await self._writers.commit(file)
         except LazyfsError as error:
             log.error("%r was not uploaded: %s", file.node.name, error)
         finally:
             self.handles.close_file(fh)
-            if not file.writers:
-                self._writers.dismiss(file)  # whoever writes next begins anew, also while others go on reading
+            self.accounting.closed(handle)
+            # Whoever writes next begins anew, also while others go on reading; but what has no name is nowhere else.
+            if not (file.handles if file.deleted else file.writers):
+                self._writers.dismiss(file)
+            if not file.handles and self.write_back is not None:
+                await self.write_back.closed(file)
 
     def _is_unfinished(self, file: OpenFile) -> bool:
         """Whether no flush has told what becomes of the file: its bytes, or its name alone, are only here."""
@@ -392,5 +402,6 @@ class FileSystem:
         """The mount ends: withdraw what programs had not finished, so that no upload stays behind."""
         for file in self.handles.files():
             if file.writer is not None and file.writer.is_dirty:
-                log.error("%r was still being written when the mount ended; it was not uploaded", file.writer.key)
+                if not file.deleted:
+                    log.error("%r was still being written when the mount ended; it was not uploaded", file.writer.key)
                 await file.writer.discard()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
+from lazyfs.core.changes import Change
 from lazyfs.core.errors import BadHandleError, LazyfsError
+from lazyfs.core.eviction import LRU
 from lazyfs.index.base import Node
 from lazyfs.vfs.listings import DirectoryListing
 from lazyfs.vfs.reader import OpenObject
+from lazyfs.vfs.tally import Account, Tally
 from lazyfs.vfs.writer import Writer
+
+MAX_OPENED = 65_536
+"""Files of which it is remembered when they were opened last: some megabytes."""
 
 
 @dataclass(slots=True)
@@ -29,7 +37,12 @@ class OpenFile:
     handles: int = 0
     writers: int = 0
     """How many of the handles may write."""
+    holds: int = 0
+    """How many need it here besides: see Handles.held."""
     deleted: bool = False
+    """Whether it has no name any more: nothing of it goes up, and it ends with its last handle."""
+    kept: Change | None = None
+    """Of a deleted file: whose content write-back keeps for it."""
     knows: int = 0
     """The newest change in write-back's backlog when this file was last changed."""
     extra: Mapping[str, str] = field(default_factory=dict)
@@ -40,11 +53,6 @@ class OpenFile:
     def __post_init__(self) -> None:
         self.ino = self.node.ino
 
-    async def discard(self) -> None:
-        """The file has no name any more: nothing of it goes up. The caller has its turn."""
-        if self.writer is not None:
-            await self.writer.discard()
-
 
 @dataclass(slots=True)
 class FileHandle:
@@ -52,7 +60,16 @@ class FileHandle:
 
     file: OpenFile
     pid: int
+    """Of the thread that opened it, as the kernel calls it."""
     writable: bool
+    passing: int = 0
+    """Which time it is that this run opens the file; see `core.passes`."""
+    tally: Tally = field(default_factory=Tally)
+    account: Account | None = None
+    """Of the program that opened it; None for what no program has opened."""
+    read_bytes: int = 0
+    """What has been settled of the tally; so is `written_bytes`."""
+    written_bytes: int = 0
     refused: LazyfsError | None = None
     """Why a write was refused since the last flush. The kernel tells the program, unless the write came from a mapping
     that outlives every descriptor."""
@@ -101,6 +118,7 @@ class Handles:
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._by_ino: dict[int, OpenFile] = {}
+        self._opened: LRU[int, float] = LRU()
 
     def __len__(self) -> int:
         return len(self._files) + len(self._directories)
@@ -114,6 +132,8 @@ class Handles:
         file.writers += writable
         fh = next(self._numbers)
         self._files[fh] = FileHandle(file, pid, writable)
+        self._opened.put(node.ino, time.time(), 1)
+        self._opened.trim(MAX_OPENED)
         return fh, file
 
     def file(self, fh: int) -> FileHandle:
@@ -127,20 +147,41 @@ class Handles:
         """The file of inode `ino`, if it is open."""
         return self._by_ino.get(ino)
 
+    def opened_s(self, ino: int) -> float | None:
+        """When inode `ino` was opened last, in seconds since the epoch; None if it was not, or others were since."""
+        return self._opened.get(ino)
+
+    def handles(self) -> list[FileHandle]:
+        """All handles on files."""
+        return list(self._files.values())
+
     def files(self) -> list[OpenFile]:
         """All open files."""
         return list(self._by_ino.values())
 
-    def close_file(self, fh: int) -> OpenFile | None:
-        """Forget handle `fh`; the file, if this was its last handle."""
+    def close_file(self, fh: int) -> None:
+        """Forget handle `fh`."""
         handle = self._files.pop(fh)
         file = handle.file
         file.handles -= 1
         file.writers -= handle.writable
-        if file.handles:
-            return None
-        del self._by_ino[file.ino]
-        return file
+        self._forget_if_unused(file)
+
+    @asynccontextmanager
+    async def held(self, node: Node) -> AsyncIterator[OpenFile]:
+        """The file of `node`, whoever opens or closes it meanwhile, and its turn, for the body of the ``with``."""
+        file = self._by_ino.setdefault(node.ino, OpenFile(node))
+        file.holds += 1
+        try:
+            async with file.turn:
+                yield file
+        finally:
+            file.holds -= 1
+            self._forget_if_unused(file)
+
+    def _forget_if_unused(self, file: OpenFile) -> None:
+        if not file.handles and not file.holds:
+            del self._by_ino[file.ino]
 
     def open_directory(self, handle: DirectoryHandle) -> int:
         """A number for `handle`."""

@@ -81,8 +81,10 @@ class Modes:
             mode = stat.S_IFMT(mode)
         # What is being written: the kernel asks each time, or it would believe the name for long after the upload.
         # What is still to be asked for is asked for when somebody looks at it.
-        lease_s = 0.0 if node.is_local or self.is_to_ask(node) else self._namespace.lease_s(node, above)
-        return Attributes(node.ino, kind, size, mtime_ns, mode, uid, gid, lease_s)
+        is_gone = file is not None and file.deleted
+        is_asked = node.is_local or is_gone or self.is_to_ask(node)
+        lease_s = 0.0 if is_asked else self._namespace.lease_s(node, above)
+        return Attributes(node.ino, kind, size, mtime_ns, mode, uid, gid, lease_s, links=0 if is_gone else 1)
 
     def _mode(self, node: Node, kind: Kind) -> int:
         if node.mode:
@@ -151,7 +153,9 @@ class Modes:
             if (before.mode, before.uid, before.gid) == (after.mode, after.uid, after.gid):
                 if changes.mtime_ns is None:
                     return node
-                return await self._note(node, file, Posix(mtime_ns=changes.mtime_ns))
+                time = Posix(mtime_ns=changes.mtime_ns)
+                await self.amend(node, time.to_metadata())
+                return await self._note(node, file, time)
             if node.kind is Kind.DIRECTORY:
                 await self.mark(node, after.to_metadata())
             elif self.is_stored(node, file):
@@ -168,12 +172,8 @@ class Modes:
             return
         known = self._handles.by_ino(ino)
         node = self._namespace.node(ino) if known is None else known.node
-        fh, file = self._handles.open_file(node._replace(ino=ino), pid=0, writable=False)
-        try:
-            async with file.turn:
-                yield file
-        finally:
-            self._handles.close_file(fh)
+        async with self._handles.held(node._replace(ino=ino)) as file:
+            yield file
 
     def is_stored(self, node: Node, file: OpenFile | None) -> bool:
         """Whether the bucket has the file as it is, so that no upload will tell it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import trio
@@ -42,6 +41,7 @@ from lazyfs.index.importer import PAGE, Importer
 from lazyfs.store.base import Store
 from lazyfs.vfs.flight import SingleFlight
 from lazyfs.vfs.kernel import KernelCache, NoKernelCache
+from lazyfs.vfs.leases import LONGEST_S, Leases
 from lazyfs.vfs.listings import DirectoryListing, Listings
 from lazyfs.vfs.together import each
 
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 MAX_NEGATIVE = 65_536
 """Names known not to exist in directories that are not fully listed."""
-MAX_KERNEL_TIMEOUT_S = 365 * 86400.0
 _REPORTED_SKIPS = 10
 
 
@@ -79,7 +78,7 @@ class Namespace:
         self._index = index
         self._store = store
         self.root = root
-        self._ttl_ns = ttl_s * 1e9
+        self.leases = Leases(ttl_s, clock_ns)
         self._clock_ns = clock_ns
         self._stats = stats
         self._nursery = nursery
@@ -98,7 +97,7 @@ class Namespace:
             on_changes=self._tell_kernel,
             on_skipped=self._count_skipped,
         )
-        self._refreshed = ttl_s == 0
+        self._refreshed = False
         self._refreshing = trio.Lock()
         self._missed = False
 
@@ -211,17 +210,12 @@ class Namespace:
     def lease_s(self, node: Node, above: Node | None = None) -> float:
         """For how many seconds from now `node` may be believed. Who has its directory's row at hand gives it."""
         if node.ino == ROOT_INO or node.is_local:
-            return MAX_KERNEL_TIMEOUT_S
-        return self._remaining_s(self._proven_ns(node, above))
-
-    def _remaining_s(self, proven_ns: int) -> float:
-        if math.isinf(self._ttl_ns):
-            return MAX_KERNEL_TIMEOUT_S
-        return max(0.0, min((proven_ns + self._ttl_ns - self._clock_ns()) / 1e9, MAX_KERNEL_TIMEOUT_S))
+            return LONGEST_S
+        return self.leases.remaining_s(self._proven_ns(node, above))
 
     def absence_lease_s(self, parent: int, name: str) -> float:
         """For how many seconds from now it may be believed that `name`, just looked up, does not exist."""
-        return self._remaining_s(self._negative.get((parent, name)) or 0)
+        return self.leases.remaining_s(self._negative.get((parent, name)) or 0)
 
     def totals(self) -> tuple[int, int]:
         """Files known, and their bytes."""
@@ -351,24 +345,23 @@ class Namespace:
         """What the index says of the name, and whether that may be told without asking S3."""
         above = self.directory(parent)
         node = self._index.child(parent, name)
-        if self._is_listed(above) or (node is not None and (node.is_local or self._in_lease(node.checked_ns))):
+        if self._is_listed(above) or (node is not None and (node.is_local or self.leases.runs(node.checked_ns))):
             return node, True
         denied_ns = self._negative.get((parent, name))
-        return node, node is None and denied_ns is not None and self._in_lease(denied_ns)
+        return node, node is None and denied_ns is not None and self.leases.runs(denied_ns)
 
     def _is_listed(self, node: Node) -> bool:
-        return node.listed_ns is not None and (not self._refreshed or self._in_lease(node.listed_ns))
+        if node.listed_ns is None:
+            return False
+        return self.leases.runs(node.listed_ns) or not (self._refreshed or self.leases.ttl_s == 0)
 
     def _proven(self, node: Node) -> bool:
-        return self._in_lease(self._proven_ns(node))
+        return self.leases.runs(self._proven_ns(node))
 
     def _proven_ns(self, node: Node, above: Node | None = None) -> int:
         """When it was last seen that `node` is what its name means."""
         above = above or self._index.node(node.parent)
         return max(node.checked_ns, (above.listed_ns or 0) if above is not None else 0)
-
-    def _in_lease(self, proven_ns: int) -> bool:
-        return self._clock_ns() - proven_ns < self._ttl_ns
 
     async def _renew(self, parent: int, name: str) -> None:
         """Ask S3 what `name` is.

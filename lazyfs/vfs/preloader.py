@@ -10,12 +10,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import trio
 
 from lazyfs.cache.disk import DiskTier
 from lazyfs.core.errors import LazyfsError, StaleError, StaleInodeError
+from lazyfs.core.ranges import RangeSpec, block_range, block_runs
 from lazyfs.core.types import ROOT_INO, Kind, ObjectId
 from lazyfs.index.base import Node, is_archived
 from lazyfs.vfs.fetcher import Fetcher
@@ -26,13 +27,14 @@ log = logging.getLogger(__name__)
 BATCH = 256
 """Objects that are looked up in the SSD tier at a time: one hop to a thread for all."""
 JOBS = 64
-"""Objects under way at a time; how many requests are is for the slots to say."""
+"""Objects under way at a time, if nobody says how many; how many requests are is for the slots to say."""
 PASSES = 3
 """What did not come to the disk in one pass (too much waited to be written, a request failed) is tried in the next."""
 GIVE_UP_AFTER = 16
 """Failures in a row: it is not the objects then."""
 _PAGE = 512
-_TOLD_FAILURES = 100
+_TOLD_FAILURES = 10_000
+"""Keys that failed, of which the reason is remembered: some megabytes. The others are counted."""
 _DISK_POLL_S = 1.0
 
 Fail: TypeAlias = Callable[[str, str], None]
@@ -54,6 +56,15 @@ class PreloadProgress:
     total_bytes: int | None = None
 
 
+class _Wanted(NamedTuple):
+    """What is to come of an object: blocks in runs that lie apart, `bytes` together."""
+
+    oid: ObjectId
+    size: int
+    runs: list[range]
+    bytes: int
+
+
 def _no_matter(_key: str, _reason: str) -> None:
     """For who only counts."""
 
@@ -61,7 +72,9 @@ def _no_matter(_key: str, _reason: str) -> None:
 class Preloader:
     """Brings objects to `disk`, by way of `fetcher`: those of the files `inos`, and of all below the directories among
     them, one after the other. Of directories what `namespace` knows, in the order of names; with `asks` what was never
-    listed is listed. `fail` hears of each key that could not be brought, and why.
+    listed is listed. Of each file what `ranges` name of it, all if there are none; `jobs` files are under way at a
+    time. With `pins` the disk keeps what is there, of which `ranges` must be none. `fail` hears of each key that could
+    not be brought, and why.
     """
 
     def __init__(
@@ -72,9 +85,15 @@ class Preloader:
         disk: DiskTier,
         inos: Sequence[int] = (ROOT_INO,),
         asks: bool = False,
+        ranges: Sequence[RangeSpec] = (),
+        jobs: int | None = None,
+        pins: bool = False,
         fail: Fail = _no_matter,
     ) -> None:
         self.progress = PreloadProgress()
+        self._ranges = ranges
+        self._jobs = jobs
+        self._pins = pins
         self._inos = inos
         self._asks = asks
         self._fail_of = fail
@@ -90,8 +109,9 @@ class Preloader:
         progress, files = self.progress, self._files(_no_matter)
         progress.total_files = progress.total_bytes = 0
         while batch := await files.batch():
-            progress.total_files += len(batch)
-            progress.total_bytes += sum(size for _, size in batch)
+            wanted = [self._wanted(oid, size) for oid, size in batch]
+            progress.total_files += len(wanted)
+            progress.total_bytes += sum(one.bytes for one in wanted)
 
     def _files(self, fail: Fail) -> _Files:
         return _Files(self._namespace, self._inos, asks=self._asks, fail=fail)
@@ -109,6 +129,8 @@ class Preloader:
             await self._disk.written()  # or the next pass would not find it there
             if progress.state != "running" or not self._fetched:
                 break
+        if self._pins and self._fetched and progress.state == "running":
+            self._note_failure("(all)", "what was brought went again before it could be pinned: the cache is too small")
         if progress.state == "running":
             progress.state = "failed" if progress.failures else "done"
         for key, reason in self._failed.items():
@@ -116,37 +138,63 @@ class Preloader:
         log.info("preload: %s, %d files, %d bytes, %d failures %s",
                  progress.state, progress.files, progress.bytes, progress.failures, progress.error)  # fmt: skip
 
+    def _wanted(self, oid: ObjectId, size: int) -> _Wanted:
+        runs = [self._fetcher.blocks(size)]
+        if self._ranges:
+            runs = block_runs(self._ranges, size, self._fetcher.block_size)
+        return _Wanted(oid, size, runs, sum(self._bytes(run, size) for run in runs))
+
+    def _bytes(self, run: range, size: int) -> int:
+        return block_range(run.stop - 1, self._fetcher.block_size, size).stop - run.start * self._fetcher.block_size
+
     async def _pass(self) -> None:
-        jobs = trio.Semaphore(JOBS)
+        jobs = trio.Semaphore(self._jobs or JOBS)
         files, room = self._files(self._note_failure), self._disk.limit_bytes
         async with trio.open_nursery() as nursery:
             while self.progress.state == "running" and (batch := await files.batch()):
                 while not self._disk.is_on:  # noqa: ASYNC110 - it is on again by the clock, which nobody tells
                     await trio.sleep(_DISK_POLL_S)
-                wanted = [(oid, self._fetcher.blocks(size)) for oid, size in batch]
-                for (oid, size), missing in zip(batch, await self._disk.missing(wanted), strict=True):
-                    room -= size
+                wanted = [self._wanted(oid, size) for oid, size in batch]
+                here = []
+                for one, missing in zip(wanted, await self._missing(wanted), strict=True):
+                    room -= one.bytes
                     if room < 0:
                         self.progress.state = "full"
                     if self.progress.state != "running":
                         return
                     if missing:
                         await jobs.acquire()
-                        nursery.start_soon(self._fetch, oid, size, missing, jobs)
+                        nursery.start_soon(self._fetch, one, missing, jobs)
                     else:
-                        self._note(size)
+                        here.append(one)
+                await self._found(here)
 
-    async def _fetch(self, oid: ObjectId, size: int, blocks: list[int], jobs: trio.Semaphore) -> None:
+    async def _missing(self, wanted: Sequence[_Wanted]) -> list[list[int]]:
+        """Of each, the blocks that the disk does not have."""
+        answers = iter(await self._disk.missing([(one.oid, run) for one in wanted for run in one.runs]))
+        return [[block for _ in one.runs for block in next(answers)] for one in wanted]
+
+    async def _found(self, here: Sequence[_Wanted]) -> None:
+        """These are on the disk."""
+        if self._pins and here:
+            wanted = [(one.oid, len(self._fetcher.blocks(one.size))) for one in here]
+            if not await self._disk.pin(wanted):
+                self.progress.state = "full"
+                return
+        for one in here:
+            self._note(one.bytes)
+
+    async def _fetch(self, one: _Wanted, blocks: list[int], jobs: trio.Semaphore) -> None:
         try:
-            await self._fetcher.preload(oid, size, blocks)
+            await self._fetcher.preload(one.oid, one.size, blocks)
         except StaleError:
             pass  # it was replaced or deleted, and the namespace has been told
         except LazyfsError as error:
-            self._fail(oid, error)
+            self._fail(one.oid, error)
         else:
             self._fetched = True
             self._failures_in_a_row = 0
-            self._note(size)
+            self._note(one.bytes)
         finally:
             jobs.release()
 

@@ -10,6 +10,7 @@ from lazyfs.core.readahead import ReadAhead
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Buffer, ObjectId, Range
 from lazyfs.vfs.fetcher import Fetcher
+from lazyfs.vfs.tally import Tally
 
 
 @dataclass(slots=True)
@@ -33,10 +34,11 @@ class Reader:
         self._whole_object_bytes = whole_object_bytes
         self._stats = stats
 
-    async def read(self, file: OpenObject, span: Range) -> Buffer:
+    async def read(self, file: OpenObject, span: Range, tally: Tally | None = None) -> Buffer:
         """The bytes of `span` that the object has; short only at its end. StaleError, StoreError.
 
-        Where the one block that `span` touches is in memory this does not yield.
+        What came from where, and what was waited for, is noted in `tally` unless it was in memory. Where the one block
+        that `span` touches is in memory this does not yield.
         """
         span = span.clamp(file.size)
         if not span.size:
@@ -49,7 +51,7 @@ class Reader:
             self._stats.add("read.bytes.memory", span.size)
         else:
             wanted = blocks_of(Range(0, file.size), block_size) if file.size <= self._whole_object_bytes else blocks
-            found = await self._fetcher.fetch(file.oid, file.size, wanted, span)
+            found = await self._fetcher.fetch(file.oid, file.size, wanted, span, tally)
             run = self._fetcher.run(file.oid, blocks)  # what arrived by one GET needs no joining
             if run is None:
                 return _cut(found, span, blocks, block_size)

@@ -1,11 +1,13 @@
 """Release: what is here of files gives its room back, and is fetched again by whoever reads it.
 
 Promises that nothing goes which the bucket does not have: only blocks of the memory tier and of the SSD are dropped,
-and those are copies of one version in the bucket. What waits for its upload lies elsewhere, and its file is left alone.
+and those are copies of one version in the bucket. What waits for its upload lies elsewhere, and its file is left alone,
+as is one that is pinned.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -59,10 +61,24 @@ class Releaser:
             else:
                 files.append((node, key))
         facts = await self._facts.files(files)
+        pinned = {one.node.ino for one in facts if one.pinned}
+        outcome.kept |= dict.fromkeys(pinned, "is pinned (lazyfs unpin)")
+        files = [(node, key) for node, key in files if node.ino not in pinned]
+        facts = [one for one in facts if one.node.ino not in pinned]
         versions = [version for node, key in files for version in self._facts.versions(node, key)]
         await self._forget(versions)
         outcome.bytes = {one.node.ino: one.resident for one in facts}
         return outcome
+
+    async def unpin(self, inos: Sequence[int]) -> None:
+        """What is here of these files may be evicted and released again. Never raises."""
+        versions = []
+        for ino in inos:
+            with contextlib.suppress(StaleInodeError):
+                node = self._namespace.node(ino)
+                versions += self._facts.versions(node, self._namespace.key(node))
+        if self._cache.disk is not None and versions:
+            await self._cache.disk.unpin(versions)
 
     async def _forget(self, versions: Sequence[tuple[ObjectId, int]]) -> None:
         for oid, count in versions:

@@ -48,12 +48,38 @@ _UNDO_S = 30.0
 _META = "renames"
 
 
+def renames_in(text: str | None) -> dict[str, dict[str, Any]]:
+    """The renames in what a journal wrote; what is no rename is left out: an index is a cache, and may be damaged."""
+    try:
+        document = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        document = None
+    renames = document.items() if isinstance(document, dict) else ()
+    found = {old: rename for old, rename in renames if _is_rename(rename)}
+    if not isinstance(document, dict) or len(found) < len(document):
+        log.warning("what the index remembers of renames is damaged; some may not be finished")
+    return found
+
+
+def _is_rename(document: Any) -> bool:
+    if not isinstance(document, dict) or not isinstance(document.get("new"), str):
+        return False
+    etags, sizes, markers = (document.get(name) for name in ("etags", "sizes", "markers"))
+    return (
+        isinstance(etags, dict)
+        and isinstance(sizes, dict)
+        and isinstance(markers, list)
+        and all(isinstance(text, str) for text in (*etags.values(), *markers))
+        and all(isinstance(size, int) for size in sizes.values())
+    )
+
+
 class Journal:
     """The directory renames that are under way, kept in the index: a killed daemon's are finished by the next mount."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._renames: dict[str, dict[str, Any]] = json.loads(index.meta(_META) or "{}")
+        self._renames: dict[str, dict[str, Any]] = renames_in(index.meta(_META))
 
     async def begin(self, old: str, new: str, objects: Sequence[ObjectInfo]) -> None:
         """Note that these objects below `old` get keys below `new`."""
@@ -151,6 +177,8 @@ class Renamer:
             node = file.node
         replaced = self._handles.by_ino(target.ino) if target is not None else None
         async with replaced.turn if replaced is not None else contextlib.nullcontext():
+            if replaced is not None:
+                self._writers.remember(replaced)
             if self._write_back is not None:
                 moved = await self._write_back.rename_file(node, parent, name, key)
             else:
@@ -159,8 +187,7 @@ class Renamer:
                     etag = await self._known(self._copier.move(source, key, node.size), source, key, node)
                     moved = await self._namespace.move(node, parent, name, etag=etag)
             if replaced is not None:  # as if it had been unlinked: its upload must not land on this one
-                replaced.deleted = True
-                await replaced.discard()
+                self._writers.unlink(replaced)
         if file is not None:
             file.node = moved
             self._follow(file, key, moved.etag)

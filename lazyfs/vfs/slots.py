@@ -79,6 +79,11 @@ class Slots:
             return limit - max(1, limit // DEMAND_SHARE)
         return self._background.allowed(limit // PRELOAD_SHARE, trio.current_time())
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no reader has waited for a small request lately."""
+        return not self._background.is_beside(trio.current_time())
+
     @asynccontextmanager
     async def hold(self, ticket: Ticket, size: int) -> AsyncIterator[None]:
         """Wait for a slot, and hold it for the body of the ``async with``, which fetches `size` bytes."""

@@ -22,7 +22,7 @@ from lazyfs.core.changes import MARK, Change, Op
 from lazyfs.core.content import content_type
 from lazyfs.core.errors import LazyfsError, NotFoundError, PreconditionFailedError
 from lazyfs.core.parts import PartSizes
-from lazyfs.core.types import ANY, Part, Range, Upload
+from lazyfs.core.types import ANY, Condition, Part, Range, Upload
 from lazyfs.store.base import PutOptions, Store
 from lazyfs.vfs.backlog import Backlog
 from lazyfs.vfs.copying import Copier
@@ -180,6 +180,11 @@ class Uploader:
                 body = memoryview(await self._backlog.body(change, Range(0, change.size)))
                 return await self._store.put(change.key, body, options=options, condition=condition)
 
+        return await self._send_parts(change, options, condition)
+
+    async def _send_parts(self, change: Change, options: PutOptions, condition: Condition) -> str | None:
+        spans, arrived = self._part_sizes.cut(change.size), self._backlog.parts
+
         def is_wanted() -> bool:
             return self._backlog.pending.is_wanted(change)
 
@@ -188,14 +193,20 @@ class Uploader:
                 if not is_wanted():
                     return None
                 body = memoryview(await self._backlog.body(change, span))
-                return await self._uploads.upload_part(upload, number, body)
+                part = await self._uploads.upload_part(upload, number, body)
+            arrived[change.number] = (arrived[change.number][0] + 1, len(spans))
+            return part
 
-        return await self._uploads.in_parts(
-            change.key,
-            self._part_sizes.cut(change.size),
-            send,
-            at_once=PARTS_AT_ONCE,
-            options=options,
-            condition=condition,
-            is_wanted=is_wanted,
-        )
+        arrived[change.number] = (0, len(spans))
+        try:
+            return await self._uploads.in_parts(
+                change.key,
+                spans,
+                send,
+                at_once=PARTS_AT_ONCE,
+                options=options,
+                condition=condition,
+                is_wanted=is_wanted,
+            )
+        finally:
+            del arrived[change.number]

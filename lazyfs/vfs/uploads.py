@@ -25,17 +25,27 @@ _AT_ONCE = 8
 _ABORT_S = 30.0
 
 
+def uploads_in(text: str | None) -> tuple[dict[str, str], list[str]]:
+    """Keys by the ids of uploads, and keys of uploads without, in what was remembered; what is neither is left out: an
+    index is a cache, and may be damaged."""
+    try:
+        remembered = json.loads(text or "{}")
+        opened, begun = remembered.get("open", {}).items(), remembered.get("begun", [])
+        found = {at: key for at, key in opened if isinstance(key, str)}, [key for key in begun if isinstance(key, str)]
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        log.warning("what the index remembers of uploads is damaged; some may be left in the bucket")
+        return {}, []
+    return found
+
+
 class Uploads:
     """The verbs by which a writer changes `store`; what is begun is remembered until it has ended."""
 
     def __init__(self, *, store: Store, index: Index) -> None:
         self._store = store
         self._index = index
-        remembered = json.loads(index.meta(_META) or "{}")
-        self._open: dict[str, str] = remembered.get("open", {})
-        """Keys by the uploads' ids."""
-        self._begun: list[str] = remembered.get("begun", [])
-        """Keys of which an upload may exist that we do not know the id of yet."""
+        # Keys by the uploads' ids, and keys of which an upload may exist that we do not know the id of yet.
+        self._open, self._begun = uploads_in(index.meta(_META))
 
     async def put(
         self, key: str, body: Buffer, *, options: PutOptions = DEFAULT_PUT, condition: Condition = ANY

@@ -143,6 +143,7 @@ class WriteBack:
 
         async with self.backlog.planned(apply) as plan:
             now = self._namespace.node(node.ino)
+            self._outlive(key)
             if not now.is_local or self.backlog.pending.made(key) is not None:
                 self.backlog.pending.delete(plan, key, Condition(etag=now.etag) if now.etag else ANY)
 
@@ -158,6 +159,7 @@ class WriteBack:
 
         async with self.backlog.planned(apply) as plan:
             now = self._namespace.node(node.ino)
+            self._outlive(key)
             self.backlog.pending.rename(plan, old, key, ObjectInfo(old, now.etag, now.size, now.mtime_ns))
         return moved[0]
 
@@ -184,8 +186,24 @@ class WriteBack:
         """Return when none of these is a copy that is still to be made: those cannot be renamed once more."""
         await self.backlog.carried_out(lambda: [change for change in among() if change.op is Op.COPY])
 
+    def _outlive(self, key: str) -> None:
+        """`key` is about to lose what it has: who has that open goes on reading it here."""
+        made, node = self.backlog.pending.made(key), self._node(key)
+        file = None if node is None else self._handles.by_ino(node.ino)
+        if made is not None and made.token and file is not None and file.handles and file.kept is None:
+            file.kept = made
+            self.backlog.retain(made)
+
+    async def closed(self, file: OpenFile) -> None:
+        """Nobody has it open any more."""
+        made, file.kept = file.kept, None
+        if made is not None:
+            await self.backlog.let_go(made)
+
     async def uploaded(self, file: OpenFile) -> None:
         """Return when the bucket has what was committed of `file`. StoreError if that fails now; it is tried again."""
+        if file.deleted:
+            return
         key = self._namespace.key(file.node)
         await self.backlog.carried_out(lambda: self.backlog.pending.of_key(key))
 

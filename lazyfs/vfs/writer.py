@@ -40,9 +40,8 @@ from lazyfs.vfs.uploads import Uploads
 log = logging.getLogger(__name__)
 
 PARTS_IN_FLIGHT = 8
-_SETTLE_S = 30.0
-"""How long an abort waits for parts that are on their way: one that arrives after it would stay behind."""
-_ABORT_S = 30.0
+_SETTLE_S = _ABORT_S = 30.0
+"""How long an abort waits for parts that are on their way, as one that came after it would stay, and for its answer."""
 
 
 class Writer:
@@ -259,9 +258,16 @@ class Writer:
         if etag != self.etag:
             self.etag, self._condition = etag, Condition(etag=etag)
 
+    def unlink(self) -> None:
+        """The name is gone: nothing goes up, and the file lives on here until it is closed, if all of it is here."""
+        self._streaming = False
+        self._nursery.start_soon(self._withdraw, *self._take_upload())
+        if self.is_dirty and not self.is_readable:
+            self._error = self._not_kept("unlinked while parts of it were only in the upload")
+
     async def discard(self) -> None:
-        """Forget everything that was not committed: the file was deleted."""
-        self._error = OutOfOrderError(f"{self.key!r} was deleted while it was being written")
+        """Forget everything that was not committed: the mount ends."""
+        self._error = OutOfOrderError(f"{self.key!r} was not finished when the mount ended")
         await self._abort()
 
     def _created_with(self) -> PutOptions:
@@ -297,6 +303,8 @@ class Writer:
             part = memoryview(self._tail)[:size]
             if self._spool is not None:
                 await self._keep(part)
+            elif not self._streaming:
+                raise NoRoomError(f"{self.key!r}: an unlinked file over --part-size needs a spool")
             self._tail = self._tail[size:]
             self._settled += size
             if self._streaming:

@@ -125,6 +125,7 @@ class Writers:
         except BaseException:
             writer.close()
             raise
+        writer.expect(self._found(file))  # what waited for its upload may have come to the bucket meanwhile
         return self._install(file, writer)
 
     async def commit(self, file: OpenFile) -> None:
@@ -132,7 +133,7 @@ class Writers:
         async with file.turn:
             writer = file.writer
             if writer is None or file.deleted or not (writer.is_dirty or writer.error):
-                return
+                return  # what has no name is only here
             try:
                 if self._write_back is not None:
                     await self._write_back.commit(file)
@@ -183,6 +184,17 @@ class Writers:
         self._lost.entries.append((writer.key, key))
         log.error("somebody else has changed %r; what was written here is kept as %r", writer.key, key)
 
+    def remember(self, file: OpenFile) -> None:
+        """The file is about to lose its name: know what it holds without that. The caller has its turn."""
+        if self.is_readable(file.node):
+            self.object(file)
+
+    def unlink(self, file: OpenFile) -> None:
+        """It has lost its name, and lives on while somebody has it open. The caller has its turn."""
+        file.deleted = True
+        if file.writer is not None:
+            file.writer.unlink()
+
     def dismiss(self, file: OpenFile) -> None:
         """Nobody writes any more. What the bucket has now is kept as if it had been read: it need not be fetched."""
         writer, file.writer = file.writer, None
@@ -204,10 +216,16 @@ class Writers:
         return writer
 
     def _rewriter(self, file: OpenFile, content: bytes) -> Writer:
-        if file.node.is_local:  # write-back knows what the key will hold by then
-            return self.new(self._namespace.key(file.node), content, Condition(etag=LOCAL_ETAG), file)
-        oid = self.object(file).oid
-        return self.new(oid.key, content, Condition(etag=oid.etag), file)
+        if file.deleted:
+            writer = self.new(file.node.name, content, Condition(), file)
+            writer.unlink()
+            return writer
+        key = self._namespace.key(file.node) if file.node.is_local else self.object(file).oid.key
+        return self.new(key, content, self._found(file), file)
+
+    def _found(self, file: OpenFile) -> Condition:
+        """What the key of `file`, which is there, must still hold; write-back knows what that is by then."""
+        return Condition(etag=LOCAL_ETAG if file.node.is_local else self.object(file).oid.etag)
 
     def _version(self, oid: ObjectId, size: int) -> OpenObject:
         return OpenObject(oid, size, ReadAhead(self._readahead))

@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -689,3 +690,49 @@ async def test_a_small_disk_keeps_its_floor_and_says_so_once(tmpfs: Path, caplog
         usage = shutil.disk_usage(tmpfs)
         assert usage.free >= usage.total * disk.FREE_FLOOR
     assert len(messages(caplog)) == 1
+
+
+async def test_what_is_pinned_stays_when_the_rest_goes(room: Room) -> None:
+    kept, other = OID, ObjectId("other", "e1")
+    async with room.tier(limit=8 * MiB) as tier:
+        await put(tier, {block: bytes([block]) * (256 * KiB) for block in range(8)}, kept)
+        assert await tier.pin([(kept, 8)])
+        assert await tier.pin([(kept, 8)]), "again is no more"
+        for number in range(40):
+            await put(tier, {0: bytes(512 * KiB)}, ObjectId(f"other{number}", "e"))
+        assert (await tier.survey([(kept, 8)]))[0].pinned == [range(8)]
+        assert len((await tier.get_many(kept, range(8))).blocks) == 8
+        assert await tier.used_bytes() <= 8 * MiB
+        await put(tier, {0: bytes(256 * KiB)}, other)
+        assert not (await tier.survey([(other, 1)]))[0].pinned
+    async with room.tier(limit=8 * MiB) as tier:  # the next mount, or another one
+        held = (await tier.survey([(kept, 8)]))[0]
+        assert held.pinned == [range(8)]
+        assert held.stored_s is not None
+        assert abs(held.stored_s - time.time()) < 60, "when it was stored is not forgotten"
+        await tier.unpin([(kept, 8)])
+        assert (await tier.survey([(kept, 8)]))[0].pinned == []
+        for number in range(40):
+            await put(tier, {0: bytes(512 * KiB)}, ObjectId(f"more{number}", "e"))
+        assert (await tier.survey([(kept, 8)]))[0].runs == []
+
+
+async def test_no_more_is_pinned_than_leaves_room(room: Room) -> None:
+    async with room.tier(limit=4 * MiB) as tier:
+        oids = [ObjectId(f"o{number}", "e") for number in range(4)]
+        for oid in oids:
+            await put(tier, {block: bytes(256 * KiB) for block in range(3)}, oid)
+        assert await tier.pin([(oid, 3) for oid in oids])
+        more = ObjectId("more", "e")
+        await put(tier, {0: bytes(512 * KiB)}, more)
+        assert not await tier.pin([(more, 1)]), "more than PIN_FRACTION of the limit"
+        assert not (await tier.survey([(more, 1)]))[0].pinned
+        assert len((await tier.get_many(more, range(1))).blocks) == 1
+
+
+async def test_what_is_small_is_pinned_too(room: Room) -> None:
+    async with room.tier(limit=MiB) as tier:
+        await put(tier, {0: b"inline"}, OID)
+        assert await tier.pin([(OID, 1)])
+        await put(tier, {block: bytes(256 * KiB) for block in range(4)}, ObjectId("large", "e"))
+        assert bytes((await tier.get_many(OID, range(1))).blocks[0]) == b"inline"

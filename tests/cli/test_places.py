@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lazyfs.cli import progress as progress_module
 from lazyfs.cli.mounts import MountEntry
-from lazyfs.cli.output import Troubles, echo_json
-from lazyfs.cli.places import mount_of, shown
+from lazyfs.cli.output import Troubles, echo_json, shown
+from lazyfs.cli.places import mount_of
 from lazyfs.cli.progress import View
 from lazyfs.cli.waiting import describe
 from lazyfs.core.errors import StartupError

@@ -12,7 +12,7 @@ import pytest
 from lazyfs.cli import status as status_command  # noqa: F401 - imports the module
 from lazyfs.cli.logs import OneLineFormatter
 from lazyfs.cli.main import run
-from lazyfs.cli.report import rows_of, show
+from lazyfs.cli.mountview import rows_of, show
 from lazyfs.control import registry
 from lazyfs.control.registry import Registration
 from lazyfs.core.errors import ControlError

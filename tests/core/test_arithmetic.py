@@ -21,7 +21,7 @@ from lazyfs.core.parts import (
     PartSizes,
     multipart_etag,
 )
-from lazyfs.core.ranges import block_range, blocks_of, plan_extents, plan_runs
+from lazyfs.core.ranges import RangeSpec, block_range, block_runs, blocks_of, parse_range, plan_extents, plan_runs
 from lazyfs.core.types import ANY, Condition, ObjectId, ObjectInfo, Part, Range
 from lazyfs.core.units import format_duration, format_size, parse_duration, parse_size
 
@@ -54,6 +54,39 @@ def test_the_blocks_of_an_object_cover_it_without_overlap(size: int, block_size:
         assert 0 < span.size <= block_size
         at = span.stop
     assert at == size
+
+
+specs = st.one_of(
+    st.builds(RangeSpec, sizes, st.none()),
+    st.builds(RangeSpec, st.none(), sizes),
+    st.tuples(sizes, st.integers(1, 500)).map(lambda pair: RangeSpec(pair[0], pair[0] + pair[1])),
+)
+
+
+@given(st.lists(specs, max_size=5), sizes, st.integers(1, 64))
+def test_runs_of_blocks_are_what_the_ranges_touch_and_lie_apart(
+    wanted: list[RangeSpec], size: int, block_size: int
+) -> None:
+    def touches(spec: RangeSpec) -> set[int]:
+        if spec.start is None:
+            return set(range(max(0, size - (spec.stop or 0)), size))
+        return set(range(spec.start, size if spec.stop is None else min(spec.stop, size)))
+
+    runs = block_runs(wanted, size, block_size)
+    touched = {byte // block_size for spec in wanted for byte in touches(spec)}
+    assert [block for run in runs for block in run] == sorted(touched)
+    assert all(before.stop < after.start for before, after in pairwise(runs))
+
+
+def test_ranges_as_people_write_them() -> None:
+    assert parse_range("0-1MiB") == RangeSpec(0, MiB)
+    assert parse_range("1GiB-").of(3 * GiB) == Range(GiB, 3 * GiB)
+    assert parse_range(" -64KiB ").of(MiB) == Range(MiB - 64 * KiB, MiB)
+    assert parse_range("-64KiB").of(10) == Range(0, 10)
+    assert parse_range("5MiB-6MiB").of(10).size == 0
+    for bad in ("", "-", "5", "x-y", "2MiB-1MiB", "1-1", "1--2"):
+        with pytest.raises(UsageError):
+            parse_range(bad)
 
 
 @given(st.sets(st.integers(0, 60)), st.integers(1, 9))
@@ -151,7 +184,7 @@ def test_retries_end_even_if_every_draw_is_zero() -> None:
 # -- units --------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 10**19))
+@given(st.integers(0, 2**63 - 1))
 def test_plain_bytes_are_exact(size: int) -> None:
     assert parse_size(str(size)) == size
     assert parse_size(f" {size} B ") == size

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.core.background import QUIET_S, WINDOW, WINDOWS_WITH_ONE, Background
+from lazyfs.core.background import QUIET_S, SETTLING, STEP, Background
 
 MOST = 16
 
 
-def read(background: Background, now_s: float, took: float, windows: int = 1) -> float:
+def read(background: Background, now_s: float, took: float, requests: int = STEP) -> float:
     """Readers whose requests take so long, one after the other; the time afterwards."""
-    for _ in range(windows * WINDOW):
+    for _ in range(requests):
         now_s += took
         background.observe(took, MOST, now_s)
     return now_s
@@ -23,41 +24,52 @@ def read(background: Background, now_s: float, took: float, windows: int = 1) ->
 def test_while_nobody_reads_there_is_no_limit() -> None:
     background = Background()
     assert background.allowed(MOST, 0.0) == MOST
-    now_s = read(background, 0.0, 0.01)
+    now_s = read(background, 0.0, 0.01, requests=1)
     assert background.allowed(MOST, now_s) < MOST
     assert background.allowed(MOST, now_s + QUIET_S + 0.001) == MOST
 
 
 def test_what_readers_do_not_feel_is_allowed() -> None:
     background = Background()
-    now_s = read(background, 0.0, 0.01, windows=WINDOWS_WITH_ONE + MOST)
+    now_s = read(background, 0.0, 0.01, requests=STEP * (MOST + 2))
     assert background.allowed(MOST, now_s) == MOST
 
 
-def follow(background: Background, now_s: float, took: Callable[[int], float], windows: int) -> tuple[list[int], float]:
-    """What is allowed window by window on an endpoint whose requests take so long beside so many; the time then."""
+def follow(
+    background: Background, now_s: float, took: Callable[[int], float], requests: int
+) -> tuple[list[int], float]:
+    """What is allowed, request by request, on an endpoint whose requests take so long beside so many; the time then."""
     seen = []
-    for _ in range(windows):
+    for _ in range(requests):
         seen.append(background.allowed(MOST, now_s))
-        now_s = read(background, now_s, took(seen[-1]))
+        now_s = read(background, now_s, took(seen[-1]), requests=1)
     return seen, now_s
 
 
 def test_what_readers_feel_is_taken_back_and_tried_again() -> None:
     background = Background()
     now_s = read(background, 0.0, 0.01)
-    seen, _ = follow(background, now_s, lambda others: 0.01 * (1 + others / 10), 200)
-    assert set(seen) == {1, 2, 3, 4}, "four make it a quarter slower than one does"
-    assert sum(seen) / len(seen) > 2
+    seen, _ = follow(background, now_s, lambda others: 0.01 * (1 + others / 8), 100 * STEP)
+    assert set(seen) <= {1, 2, 3, 4, 5, 6}, "with six they take 1.56 times as long as with one"
+    assert sum(seen) / len(seen) > 3.5
+    assert sum(others == 6 for others in seen) < 0.02 * len(seen), "what they feel is rare"
+
+
+def test_a_few_slow_ones_are_enough() -> None:
+    background, chance = Background(), random.Random(1)
+    now_s = read(background, 0.0, 0.01)
+    seen, _ = follow(
+        background, now_s, lambda others: 0.1 if chance.random() < (others - 1) / 100 else 0.01, 100 * STEP
+    )
+    assert sum(seen) / len(seen) < 3, "with three, a fiftieth is slow"
 
 
 def test_an_endpoint_that_has_become_slower_is_measured_again() -> None:
     background = Background()
-    seen, now_s = follow(background, 0.0, lambda _: 0.01, 40)
-    assert seen[-1] == MOST
-    seen, now_s = follow(background, now_s, lambda _: 0.1, 4)
-    assert seen[-1] < MOST // 2
-    seen, _ = follow(background, now_s, lambda _: 0.1, 40)
+    now_s = read(background, 0.0, 0.01, requests=STEP * (MOST + 2))
+    now_s = read(background, now_s, 0.1, requests=SETTLING + 2)
+    assert background.allowed(MOST, now_s) < MOST
+    seen, _ = follow(background, now_s, lambda _: 0.1, 100 * STEP)
     assert max(seen) == MOST
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_status_of_a_file_follows_what_is_read(mount: Mounter, tree: dict[str, b
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[0].split() == ["archived", "2.0", "MiB", "of", "2.0", "MiB", str(large)]
     assert f"disk    0-{len(LARGE)}" in shown.stdout
+
+
+def test_when_a_file_was_opened_last(mount: Mounter, tree: dict[str, bytes]) -> None:
+    m = mount("--read-only")
+    assert state(m, m / "data/large")["opened_s"] is None
+    before = time.time()
+    read_at(m / "data/large", 0, 1)
+    opened_s = state(m, m / "data/large")["opened_s"]
+    assert before <= opened_s <= time.time()
+    assert "opened" in m.lazyfs("status", m / "data/large").stdout
+    assert state(m, m / "data/large")["opened_s"] == opened_s, "asking is not opening"
 
 
 def test_status_of_directories_and_globs(mount: Mounter, tree: dict[str, bytes]) -> None:

@@ -69,6 +69,11 @@ def test_the_numbers_are_what_was_read_and_what_was_sent(
         assert after[("lazyfs_read_stalls_total",)] > 0
         assert 0 < after[("lazyfs_read_stall_seconds_total",)] < 60
         assert after[("lazyfs_reads_waiting",)] == 0
+        waited = by_label(after, "lazyfs_read_wait_seconds_count")
+        assert set(waited) == {"s3"}
+        assert waited["s3"] == after[("lazyfs_read_stalls_total",)]
+        sums = by_label(after, "lazyfs_read_wait_seconds_sum")
+        assert sums["s3"] == pytest.approx(after[("lazyfs_read_stall_seconds_total",)])
         assert after[("lazyfs_known_files",)] == 21
         assert after[("lazyfs_import_state", "done")] == 1
         assert after[("lazyfs_cache_used_bytes", "memory")] > 0

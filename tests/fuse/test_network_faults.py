@@ -1,7 +1,7 @@
 """Real mounts over a network that fails: programs get right bytes or the right errno in time, and nothing stays behind.
 
 One mount goes through many faults, one after the other, so that what one leaves behind the next one finds. A thorough
-run (LAZYFS_THOROUGH=1) has every fault with every verb; else a choice by LAZYFS_SEED.
+run (LAZYFS_THOROUGH=1) has more of the faults with more of the verbs; which, LAZYFS_SEED chooses.
 `tests/store/test_network_faults.py` has the same without a mount.
 """
 
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import pytest
 from minio import Minio
 
-from tests.faults import FAULTS, FOR_EVER, THOROUGH, Injector, Kind, sample
+from tests.campaign import THOROUGH
+from tests.faults import FAULTS, FOR_EVER, Injector, Kind, sample
 from tests.fuse.conftest import Mounter
 from tests.fuse.mounts import Mount, until
 from tests.fuse.test_write_errors import uploads
@@ -115,10 +116,12 @@ ACTS: dict[str, tuple[Callable[[Scene], None], dict[str, bytes]]] = {
 READS = {"get", "head", "list"}
 
 
-def choice(names: list[str], count: int, salt: int) -> list[tuple[str, str]]:
+def choice(names: list[str], usually: int, thorough: int, salt: int) -> list[tuple[str, str]]:
     seen = [name for name in names if THOROUGH or "drip" not in name]  # each lasts until the request's deadline
     pairs = [f"{verb}|{fault}" for verb in ACTS for fault in seen if verb != "head" or not FAULTS[fault].needs_body]
-    return [(verb, fault) for verb, _, fault in (pair.partition("|") for pair in sample(pairs, count, salt))]
+    return [
+        (verb, fault) for verb, _, fault in (pair.partition("|") for pair in sample(pairs, usually, thorough, salt))
+    ]
 
 
 def befall(s: Scene, proxy: Proxy, verb: str, kind: Kind, times: int) -> int:
@@ -150,6 +153,7 @@ def nothing_under_way(m: Mount) -> None:
     until(lambda: m.status()["connections"]["in_flight"] == 0, "no request is under way")
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("mode", ["--write-through", "--write-back"])
 def test_programs_do_not_notice_what_passes(
     mount: Mounter, proxy: Proxy, client: Minio, server: Server, bucket: str, mode: str
@@ -157,7 +161,7 @@ def test_programs_do_not_notice_what_passes(
     m = mount(*KNOBS, "--retry-for", "120s", mode, on=proxy.server, expect_log=[TROUBLE], time_limit_s=TIME_LIMIT_S)
     m.wait_imported()
     names = [name for name, kind in FAULTS.items() if kind.transient]
-    for number, (verb, fault) in enumerate(choice(names, 10, len(mode))):
+    for number, (verb, fault) in enumerate(choice(names, 10, 60, len(mode))):
         s = fresh(m, client, bucket, number)
         befall(s, proxy, verb, FAULTS[fault], 1)
         assert s.told == [], (verb, fault)
@@ -167,6 +171,7 @@ def test_programs_do_not_notice_what_passes(
     assert uploads(server, bucket) == []
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("mode", ["--write-through", "--write-back"])
 def test_programs_are_told_what_stays_and_the_mount_goes_on(
     mount: Mounter, proxy: Proxy, client: Minio, server: Server, bucket: str, mode: str
@@ -174,7 +179,7 @@ def test_programs_are_told_what_stays_and_the_mount_goes_on(
     """Who was told an error may find what was asked for done, or not at all, and can do it again afterwards."""
     m = mount(*KNOBS, "--retry-for", "1500ms", mode, on=proxy.server, expect_log=[TROUBLE], time_limit_s=TIME_LIMIT_S)
     m.wait_imported()
-    for number, (verb, fault) in enumerate(choice(list(FAULTS), 4, 2 + len(mode))):
+    for number, (verb, fault) in enumerate(choice(list(FAULTS), 4, 60, 2 + len(mode))):
         s, kind = fresh(m, client, bucket, number), FAULTS[fault]
         struck = befall(s, proxy, verb, kind, FOR_EVER)
         wanted, case = ACTS[verb][1], (verb, fault, s.told)

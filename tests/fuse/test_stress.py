@@ -335,8 +335,7 @@ def test_a_reader_whose_daemon_is_killed_finds_every_byte_afterwards(
 def test_stress_ng(mount: Mounter, bucket: str, options: tuple[str, ...]) -> None:
     """Its stressors of files and names that apply; each verifies what it does."""
     m = mount(*options, expect_log=["."], time_limit_s=900)
-    # Not hdd: it writes to a file that it has unlinked, which is refused.
-    stressors = ["dentry", "dir", "rename", "filename", "open", "seek", "access", "chmod", "utime", "dirdeep"]
+    stressors = ["dentry", "dir", "rename", "filename", "open", "seek", "access", "chmod", "utime", "dirdeep", "hdd"]
     for stressor in stressors:
         command = [
             "stress-ng", "--temp-path", str(m.path), f"--{stressor}", "2", "--timeout", "8s", "--verify", "--oomable",

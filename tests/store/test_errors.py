@@ -353,3 +353,13 @@ async def _slow_receiver(size: int, *, task_status: trio.TaskStatus[int]) -> Non
                     await trio.sleep(0.1)
             await connection.send(http(200, b"", GOOD[0]))
             await trio.sleep_forever()
+
+
+@every_verb
+async def test_a_name_that_no_server_has(verb: str, aws_environment: pytest.MonkeyPatch) -> None:
+    aws_environment.setenv("AWS_ACCESS_KEY_ID", "key")
+    aws_environment.setenv("AWS_SECRET_ACCESS_KEY", "secret-key")
+    async with opened(S3Settings("bucket", endpoint_url="http://no-such-host.invalid")) as store:
+        with pytest.raises(UnreachableError) as error:
+            await VERBS[verb](store)
+    check_text(error, "secret-key")

@@ -1,7 +1,7 @@
 """Every verb of the store meets every fault of the network: once, and it has succeeded; for ever, and it ends.
 
 `Retrying` over the real clients, over a real server, through a proxy that injects. A thorough run (LAZYFS_THOROUGH=1)
-has every fault with every verb on each server; else a choice by LAZYFS_SEED.
+has more of the faults with more of the verbs; which, LAZYFS_SEED chooses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from lazyfs.core.types import Condition, ObjectId, Part, Range, Upload
 from lazyfs.store.remote import open_s3_store
 from lazyfs.store.retrying import Retrying
 from lazyfs.store.settings import S3Settings
+from tests.campaign import THOROUGH
 from tests.conftest import new_bucket_name
-from tests.faults import FAULTS, FOR_EVER, THOROUGH, Injector, sample
+from tests.faults import FAULTS, FOR_EVER, Injector, sample
 from tests.fuse.trees import random_bytes
 from tests.proxy import Proxy, proxied
 from tests.servers import Server
@@ -205,14 +206,15 @@ async def scene(server: Server, proxy: Proxy, *, deadline_s: float) -> AsyncIter
         server.drop_bucket(bucket)
 
 
-def cases(names: list[str], count: int) -> list[tuple[str, str]]:
+def cases(names: list[str], usually: int, thorough: int) -> list[tuple[str, str]]:
     seen = [name for name in names if THOROUGH or "drip" not in name]  # each lasts until the request's deadline
     pairs = [f"{verb}|{fault}" for verb in VERBS for fault in seen if verb != "head" or not FAULTS[fault].needs_body]
-    return [(verb, fault) for verb, _, fault in (pair.partition("|") for pair in sample(pairs, count))]
+    return [(verb, fault) for verb, _, fault in (pair.partition("|") for pair in sample(pairs, usually, thorough))]
 
 
+@pytest.mark.campaign
 @pytest.mark.expect_warnings  # that a range was answered with 200
-@pytest.mark.parametrize(("verb", "fault"), cases(TRANSIENT, 10))
+@pytest.mark.parametrize(("verb", "fault"), cases(TRANSIENT, 10, 100))
 async def test_a_fault_that_passes_is_not_noticed(
     verb: str, fault: str, moto: Server, proxy: Proxy, aws_environment: pytest.MonkeyPatch
 ) -> None:
@@ -225,8 +227,9 @@ async def test_a_fault_that_passes_is_not_noticed(
         assert injector.struck == 1
 
 
+@pytest.mark.campaign
 @pytest.mark.expect_warnings
-@pytest.mark.parametrize(("verb", "fault"), cases(list(FAULTS), 6))
+@pytest.mark.parametrize(("verb", "fault"), cases(list(FAULTS), 6, 100))
 async def test_a_fault_that_stays_is_an_error_in_time(
     verb: str, fault: str, moto: Server, proxy: Proxy, aws_environment: pytest.MonkeyPatch
 ) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import trio
 
+from lazyfs.core.backoff import Backoff
 from lazyfs.core.errors import AccessDeniedError, NoSuchBucketError, TransientStoreError
 from lazyfs.core.stats import Stats
 from lazyfs.core.types import Capabilities
 from lazyfs.store.memory import MemoryStore
 from lazyfs.store.probe import check_bucket, probe
 from lazyfs.store.remote import open_s3_store
+from lazyfs.store.retrying import Retrying
 from lazyfs.store.s3 import S3Settings
 from tests.servers import Server
 
@@ -26,6 +28,26 @@ async def test_probe_tells_what_a_store_does(range_206: bool, if_match_get: bool
     sample = store.put_now("k", b"x")
     seen = await probe(store, writable=False, sample=sample)
     assert (seen.range_206, seen.if_match_get) == (range_206, if_match_get)
+
+
+@pytest.mark.autojump
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+async def test_one_failure_on_the_way_changes_nothing(number: int, moment: str) -> None:
+    """With the retries of a mount: whether conditions are honoured must not hang on one 503, or on a lost answer."""
+    calls = 0
+
+    def hook(when: str, verb: str, key: str) -> None:
+        nonlocal calls
+        calls += when == moment
+        if calls == number and when == moment:
+            raise TransientStoreError("lost")
+
+    truth = Capabilities(range_206=True, if_match_get=True, conditional_put=True)
+    store = MemoryStore(capabilities=truth, hook=hook)
+    patient = Retrying(store, backoff=Backoff(deadline_s=10.0), stats=Stats())
+    assert await probe(patient, writable=True, sample=None) == truth
+    assert store.keys() == []
 
 
 async def test_read_only_probe_without_a_sample_asks_nothing() -> None:

@@ -20,6 +20,7 @@ from lazyfs.core.errors import (
     IsDirectoryError,
     NameTooLongError,
     NoEntryError,
+    NoRoomError,
     NotDirectoryError,
     NotEmptyError,
     NotPermittedError,
@@ -620,6 +621,7 @@ async def test_a_file_unlinked_while_it_is_written_never_appears(mount: Mounting
         ino, fh = await m.create("a")
         await m.fs.write(ino, fh, 0, b"x" * size)
         await m.fs.unlink(ROOT_INO, "a")
+        await m.settle()
         assert store._uploads == {}
         await close(m, ino, fh)
         assert store.keys() == []
@@ -650,7 +652,8 @@ async def test_what_is_written_to_a_file_that_has_no_name_leaves_no_upload(mount
         ino, fh = await m.open("a", os.O_RDWR)
         assert bytes(await m.fs.read(ino, fh, Range(0, 5))) == b"12345"
         await m.fs.unlink(ROOT_INO, "a")
-        await m.fs.write(ino, fh, 5, b"x" * 3 * PART)
+        with pytest.raises(NoRoomError, match="needs a spool"):
+            await m.fs.write(ino, fh, 5, b"x" * 3 * PART)
         await close(m, ino, fh)
         assert store._uploads == {}
         assert store.keys() == []
@@ -711,6 +714,7 @@ async def test_a_rename_over_a_file_is_its_end_also_while_it_is_written(mount: M
         writing, fh = await m.create("local")
         await m.fs.write(writing, fh, 0, b"x" * 5 * PART)
         await m.fs.rename(ROOT_INO, "new", ROOT_INO, "local", replace=True)
+        await m.settle()
         assert store._uploads == {}
         await close(m, writing, fh)
         rewriting, fh = await m.open("old", os.O_WRONLY | os.O_TRUNC)

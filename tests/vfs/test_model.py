@@ -72,6 +72,8 @@ class File:
     dirty: bool = False
     broken: bool = False
     deleted: bool = False
+    unlinked: bool = False
+    """Deleted by us: it lives on here, without a name."""
     handles: int = 0
     writers: int = 0
 
@@ -525,9 +527,12 @@ class Bucket(RuleBasedStateMachine):
 
     def _refused(self, file: File, error: LazyfsError, length: int) -> None:
         """A write was refused: only for a reason, and never forgotten by a writer that has lost something."""
-        if file.deleted:
+        if file.unlinked and file.content is not None:
+            assert file.broken or self._may_refuse(max(length, len(file.content))), error
+            file.broken = True
+        elif file.deleted:
             return
-        if file.content is None:  # it could not begin
+        elif file.content is None:  # it could not begin
             if isinstance(error, StaleError):
                 assert self._etag(file.path) != file.etag or self.armed.fired
             else:
@@ -644,7 +649,7 @@ class Bucket(RuleBasedStateMachine):
         file, fs = handle.file, self.mount.fs
         commits = handle.writable and file.writers == 1 and file.dirty and not file.broken and not file.deleted
         gone = file.deleted or file.broken
-        read &= handle.writable and file.writers == 1
+        read &= handle.writable and file.writers == 1 and not file.unlinked
         seen: list[tuple[str, bytes]] = []
 
         async def release() -> None:
@@ -659,7 +664,7 @@ class Bucket(RuleBasedStateMachine):
         self.handles.remove(handle)
         file.handles -= 1
         file.writers -= handle.writable
-        if not file.writers:
+        if not file.writers and not file.unlinked:
             file.deleted |= file.etag == LOCAL  # broken, and never flushed
             file.content, file.dirty, file.broken = None, False, False
         if not file.handles:
@@ -747,12 +752,13 @@ class Bucket(RuleBasedStateMachine):
         truth = bytes(file.content) if written and file.content is not None else file.body
         if not isinstance(data, LazyfsError):
             assert not (file.broken and not file.deleted and file.etag == LOCAL), "read of what is lost"
-            assert file.deleted or bytes(data) == truth[start : start + size]
+            assert (file.deleted and not file.unlinked) or bytes(data) == truth[start : start + size]
         elif isinstance(data, StaleError):
             assert self._etag(file.path) != file.etag or self.armed.fired or file.deleted, "told stale without reason"
         else:
             sent = written and self._may_refuse(len(truth)) and isinstance(data, OutOfOrderError | NoRoomError)
-            assert sent or file.broken or file.deleted or self.armed.fired, data
+            gone = file.deleted and not (file.unlinked and written)
+            assert sent or file.broken or gone or self.armed.fired, data
 
     @rule(place=places)
     def read_whole(self, place: str | int) -> None:
@@ -803,9 +809,19 @@ class Bucket(RuleBasedStateMachine):
         assert told.kind == "file"
         if told.etag != LOCAL:
             self.bucket.pop(self.root + path, None)
-        if ino in self.files:
-            self.files[ino].deleted = True
+        self._loses_name(ino)
         self._ours(path, "file", removed="file" if told.etag == LOCAL else "")
+
+    def _loses_name(self, ino: int) -> None:
+        """Who has the file open can go on: only what is nowhere else than in its upload is lost."""
+        file, opened = self.files.get(ino), self.mount.fs.handles.by_ino(ino)
+        if file is None:
+            return
+        assert opened is not None
+        file.deleted = file.unlinked = True
+        if opened.writer is not None and opened.writer.error is not None:
+            assert file.broken or self._may_be_settled(file), opened.writer.error
+            file.broken = True
 
     @rule(path=paths)
     def make_directory(self, path: str) -> None:
@@ -888,8 +904,7 @@ class Bucket(RuleBasedStateMachine):
         assert told.kind == "file"
         body = self.bucket.pop(self.root + path)
         self.bucket[self.root + new] = body
-        if target[1] in self.files:
-            self.files[target[1]].deleted = True
+        self._loses_name(target[1])
         etag = self._etag(new)
         assert etag is not None
         if file is not None:
@@ -918,7 +933,8 @@ class Bucket(RuleBasedStateMachine):
     def all_is_well(self) -> None:
         self.armed.fired = False
         assert {key: stored.body for key, stored in self._objects.items()} == self.bucket
-        writing = {self.root + file.path for file in self.files.values() if file.dirty and not file.broken}
+        named = [file for file in self.files.values() if not file.unlinked]
+        writing = {self.root + file.path for file in named if file.dirty and not file.broken}
         # An upload of which the endpoint never told us has no parts, and costs nobody anything.
         pending = [pending for pending in self.store._uploads.values() if pending.parts or not self.armed.ever_failed]
         left = {pending.upload.key for pending in pending}
@@ -1065,3 +1081,18 @@ def test_a_file_that_was_changed_and_grew_beyond_a_small_spool_is_refused_before
         steps.write_some(pick=0, size=1, at=0)
         steps.truncate_file(pick=0, size=90)
         steps.flush_file(pick=0, sync=False)
+
+
+def test_a_file_that_was_unlinked_is_written_and_read_on() -> None:
+    with begun(Spooled) as steps:
+        steps.create_file("a")
+        steps.write_some(pick=0, size=90, at=None)
+        steps.unlink_file("a")
+        steps.all_is_well()
+        steps.write_some(pick=0, size=30, at=80)
+        steps.truncate_file(pick=0, size=40)
+        steps.read_some(pick=0, start=0, size=60)
+        steps.flush_file(pick=0, sync=True)
+        steps.create_file("a")
+        steps.read_some(pick=0, start=0, size=60)
+        steps.release_file(pick=0, read=True)

@@ -11,9 +11,13 @@ import pytest
 import trio
 import trio.testing
 
+from lazyfs.cache import disk
 from lazyfs.cache.disk import DiskTier
 from lazyfs.core.errors import AccessDeniedError
+from lazyfs.core.ranges import RangeSpec
+from lazyfs.core.types import ObjectId, Range
 from lazyfs.vfs import preloader
+from lazyfs.vfs.fetcher import BESIDE_BLOCKS
 from lazyfs.vfs.preloader import Preloader
 from tests.vfs.building import Knobs, Mount, mounted
 from tests.vfs.stores import ScriptedStore
@@ -45,6 +49,10 @@ async def room(store: ScriptedStore, tmp_path: Path, **knobs: Any) -> AsyncItera
 def disk_of(m: Mount) -> DiskTier:
     assert m.cache.disk is not None
     return m.cache.disk
+
+
+def oid_of(store: ScriptedStore, key: str) -> ObjectId:
+    return ObjectId(key, store._objects[key].etag)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -211,3 +219,73 @@ async def test_who_named_it_hears_of_what_could_not_come(tmp_path: Path) -> None
             ("d0/e/f000", "no"),
             ("d1/e/f001", "no"),
         ]
+
+
+async def test_only_the_ranges_that_are_named_come(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    store.put_now("long", content(1, 1000))
+    store.put_now("short", content(2, 10))
+    async with room(store, tmp_path) as (m, _):
+        size = m.fetcher.block_size
+        preload = Preloader(
+            namespace=m.namespace,
+            fetcher=m.fetcher,
+            disk=disk_of(m),
+            ranges=[RangeSpec(0, 1), RangeSpec(3 * size, 4 * size), RangeSpec(None, 1)],
+        )
+        await preload.count()
+        await run(m, preload)
+        last = (1000 - 1) // size
+        held = (await disk_of(m).survey([(oid_of(store, "long"), last + 1)]))[0]
+        assert held.runs == [range(1), range(3, 4), range(last, last + 1)]
+        progress = preload.progress
+        assert (progress.state, progress.files, progress.bytes) == ("done", 2, 2 * size + 1000 - last * size + 10)
+        assert (progress.total_files, progress.total_bytes) == (progress.files, progress.bytes)
+        assert store.fetched == progress.bytes
+
+
+async def test_no_more_files_at_a_time_than_jobs(tmp_path: Path) -> None:
+    store = filled(40)
+    async with room(store, tmp_path) as (m, _):
+        preload = Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), jobs=3)
+        await run(m, preload)
+        assert preload.progress.files == 40
+        assert store.peak["get"] <= 3
+
+
+async def test_what_is_pinned_is_there_and_pinned_whole(tmp_path: Path) -> None:
+    store = filled(20)
+    async with room(store, tmp_path) as (m, _):
+        preload = Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), pins=True)
+        await run(m, preload)
+        assert (preload.progress.state, preload.progress.files) == ("done", 20)
+        blocks = len(m.fetcher.blocks(100))
+        wanted = [(oid_of(store, f"d{number % 3}/e/f{number:03}"), blocks) for number in range(20)]
+        assert all(held.pinned == [range(blocks)] for held in await disk_of(m).survey(wanted))
+
+
+async def test_more_than_may_be_pinned_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "PIN_FRACTION", 1e-6)
+    async with room(filled(20), tmp_path) as (m, _):
+        preload = Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), pins=True)
+        await run(m, preload)
+        assert preload.progress.state == "full"
+
+
+async def test_beside_readers_it_asks_for_less_at_a_time(tmp_path: Path) -> None:
+    store = ScriptedStore()
+    for name in ("alone", "beside", "read"):
+        store.put_now(name, content(1, 4000))
+    async with room(store, tmp_path, extent=16 * 16, block=16) as (m, _):
+
+        async def widths(name: str) -> list[int]:
+            before = len(store.spans())
+            inos = [(await m.lookup(name)).ino]
+            await run(m, Preloader(namespace=m.namespace, fetcher=m.fetcher, disk=disk_of(m), inos=inos))
+            return [stop - start for start, stop in store.spans()[before:]]
+
+        assert max(await widths("alone")) == 16 * 16
+        ino, fh = await m.open("read")
+        await m.fs.read(ino, fh, Range(0, 1))
+        assert (await widths("beside"))[0] == BESIDE_BLOCKS * 16
+        await m.fs.release(ino, fh)

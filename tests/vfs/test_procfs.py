@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from lazyfs.vfs import procfs
 from lazyfs.vfs.procfs import still_open
 
 PID = os.getpid()
@@ -66,6 +69,22 @@ def test_a_descriptor_that_is_closed_meanwhile_hides_nothing(path: Path, monkeyp
     monkeypatch.setattr(os, "listdir", lambda where: ["999999", *listdir(where)])
     with path.open("wb"):
         assert ask(path)
+
+
+def test_what_has_another_name_is_not_looked_into(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may have thousands open, and the mount waits meanwhile."""
+    read: list[str] = []
+
+    def spying(name: str) -> IO[str]:
+        read.append(name)
+        return open(name)
+
+    monkeypatch.setattr(procfs, "open", spying, raising=False)
+    with path.open("wb"), contextlib.ExitStack() as stack:
+        for number in range(50):
+            stack.enter_context(path.with_name(str(number)).open("wb"))
+        assert ask(path)
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**22 + 1])

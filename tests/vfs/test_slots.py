@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from lazyfs.core.background import SMALL_BYTES, WINDOW
+from lazyfs.core.background import SMALL_BYTES, STEP
 from lazyfs.core.concurrency import HIGHEST, START, Concurrency
 from lazyfs.vfs.slots import Slots, Ticket, Urgency
 
@@ -323,14 +323,14 @@ async def test_a_preload_gives_way_while_somebody_reads() -> None:
                 nursery.start_soon(preload)
             await trio.sleep(1)
             assert most == 16
-            for _ in range(20 * WINDOW):
+            for _ in range(8 * STEP):
                 async with slots.hold(Ticket(DEMAND), 4096):
                     await trio.sleep(0.01 * (1 + held / 4))
             most = held
-            for _ in range(4 * WINDOW):
+            for _ in range(4 * STEP):
                 async with slots.hold(Ticket(DEMAND), 4096):
                     await trio.sleep(0.01 * (1 + held / 4))
-            assert most <= 3
+            assert most <= 4
             await trio.sleep(2)
             assert most == 16
             nursery.cancel_scope.cancel()

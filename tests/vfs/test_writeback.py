@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from lazyfs.core.errors import NoEntryError, UnreachableError
-from lazyfs.core.types import ROOT_INO, Changes, Range
+from lazyfs.core.types import ROOT_INO, Buffer, Changes, ObjectId, Range
 from lazyfs.vfs.lost import LOST
 from tests.vfs.building import Mount, mounted
 from tests.vfs.stores import ScriptedStore
@@ -472,3 +472,51 @@ async def test_the_name_of_an_object_tells_its_type(tmp_path: Path, write_back: 
         await m.settle()
     assert store._objects["index.json"].content_type == "application/json"
     assert store._objects["page.html"].content_type == "text/html"
+
+
+async def test_an_upload_that_lands_while_the_file_is_taken_up_again_is_no_lost_race(tmp_path: Path) -> None:
+    """Its content is copied before its first change, which takes a while."""
+    store = ScriptedStore()
+    held = store.hold("complete")
+    async with back(store, tmp_path) as m:
+        await m.write("f", LARGE)
+        ino, fh = await m.open("f", os.O_RDWR)
+        assert m.backlog is not None
+        reading, drained = m.fetcher._waiting, m.backlog.drained
+
+        async def landing(content: ObjectId, span: Range) -> Buffer | None:
+            held.set()
+            await drained()
+            return await reading(content, span)
+
+        m.fetcher._waiting = landing
+        await m.fs.write(ino, fh, 0, b"x")
+        await m.fs.flush(ino, fh)
+        await m.fs.release(ino, fh)
+        await m.settle()
+        assert bodies(store) == {"f": b"x" + LARGE[1:]}
+
+
+@pytest.mark.parametrize("index", ["index.db", "another.db"])
+async def test_a_time_that_is_set_while_the_file_waits_survives_the_daemon(tmp_path: Path, index: str) -> None:
+    """As rsync sets it, after the close; also where a mode was set before."""
+    store, time_ns = ScriptedStore(), 10**18 + 5
+    store.hold("put")
+    with trio.CancelScope() as scope:
+        async with back(store, tmp_path) as m:
+            await m.fs.make_directory(ROOT_INO, "d")
+            for name in ("time", "both"):
+                await m.write(name, b"content")
+            await chmod(m, "both", 0o600)
+            for name in ("time", "both", "d"):
+                await m.fs.setattr((await m.lookup(name)).ino, Changes(mtime_ns=time_ns))
+            scope.cancel()
+            await trio.sleep_forever()
+    again = ScriptedStore()
+    async with mounted(again, tmp_path / index, spool=tmp_path / "spool", write_back=tmp_path / "back") as m:
+        for name in ("time", "both", "d"):
+            assert (await m.lookup(name)).mtime_ns == time_ns, name
+        await m.settle()
+    assert {key: found.metadata["file-mtime"] for key, found in again._objects.items()} == dict.fromkeys(
+        ("both", "d/", "time"), f"{time_ns}ns"
+    )

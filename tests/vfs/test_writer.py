@@ -406,7 +406,7 @@ async def test_discarded_while_a_write_waits(verb: str) -> None:
         held.set()
         if verb == "reserve":
             room.memory.release(1000)
-    assert ["deleted" in str(error) for error in heard] == [True]
+    assert ["not finished" in str(error) for error in heard] == [True]
     room.nothing_left()
 
 
@@ -438,7 +438,7 @@ async def test_discarding_twice_or_without_an_upload_is_nothing() -> None:
         await writer.write(0, b"x")
         await writer.discard()
         await writer.discard()
-        with pytest.raises(OutOfOrderError, match="deleted"):
+        with pytest.raises(OutOfOrderError, match="not finished"):
             await writer.commit()
         assert room.store.requests == []
 
