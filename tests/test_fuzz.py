@@ -187,7 +187,7 @@ CHANGE = json.loads(
             condition=Condition(etag="e"),
             metadata={"a": "b"},
         )
-    )
+    ).partition("\t")[0]  # the checksum would refuse whatever is bent
 )
 RENAMES = {"old/": {"new": "new/", "etags": {"old/a": "e"}, "sizes": {"old/a": 5}, "markers": ["old/"]}}
 UPLOADS = {"open": {"id": "key"}, "begun": ["key"]}

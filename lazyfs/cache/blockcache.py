@@ -42,6 +42,7 @@ _DELETED_AT_ONCE = 256
 _WAY_VALUES = 8
 """Some MiB, which is more than a transaction that deletes needs."""
 _LOCK_TIMEOUT_S = 2.0
+_OPEN_TIMEOUT_S = 0.2
 _FILENAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 PINNED_S = 1e11
 """Added to the time at which a value was stored: a pin. What is so young is never the oldest, and the policy stops
@@ -144,6 +145,8 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
     """Blocks by scope, version and index, in values of up to RUN_BLOCKS neighbours. Each thread has a connection."""
 
     def __init__(self, directory: Path) -> None:
+        """Open or create it. Locked, and whatever is wrong with the directory."""
+        _check_unlocked(directory / DATABASE)
         try:
             super().__init__(
                 os.fspath(directory),
@@ -303,6 +306,17 @@ class BlockCache(diskcache.Cache):  # type: ignore[misc]  # the base is untyped
             damaged.append(first)
             return None
         return _Value(first, run, content)
+
+
+def _check_unlocked(database: Path) -> None:
+    """Locked, where diskcache would wait a minute: a damaged header wants its mode set again, which cannot be as long
+    as anybody has the file open."""
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=_OPEN_TIMEOUT_S)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise Locked(str(error)) from error
 
 
 def _holding(blocks: range, value: Callable[[int], _Value | None]) -> Iterator[tuple[_Value, range]]:

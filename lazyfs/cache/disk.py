@@ -273,6 +273,8 @@ class DiskTier:
         except Locked:  # another process holds the lock; or this thread, since a disk failed as it was to give it back
             if cache is not None:
                 cache.roll_back()
+            else:
+                self._use(None)  # nor may an earlier connection of this thread be what keeps the file from being opened
             return otherwise
         except Exception as error:  # noqa: BLE001 - whatever a cache directory holds, a reader must not feel it
             self._trouble(cache, error)

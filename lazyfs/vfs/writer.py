@@ -17,7 +17,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import NoReturn
 
 import trio
 
@@ -250,7 +249,7 @@ class Writer:
         return file
 
     def give_up(self, error: BaseException) -> None:
-        """What was handed over was not kept: there is nothing left that the next commit could hand over."""
+        """Nothing of this file may be uploaded any more, be it that what was handed over was not kept."""
         self._error = error if isinstance(error, LazyfsError) else LazyfsError("the write was interrupted")
 
     def follow(self, etag: str) -> None:
@@ -281,7 +280,9 @@ class Writer:
         """What is written now begins at `offset`: if that is in what was settled, the upload begins anew at commit."""
         is_settled = offset < self._settled or (self._settled > 0 and not self._dirty)
         if is_settled and self._file is None:
-            self._poison(self._not_kept(f"changing at {offset} what was already uploaded"))
+            self.give_up(error := self._not_kept(f"changing at {offset} what was already uploaded"))
+            self._nursery.start_soon(self._abort)
+            raise error
         self._dirty = True
         if is_settled and self._streaming:
             self._streaming = False
@@ -416,12 +417,6 @@ class Writer:
             self.give_up(error)
             await self._abort()
             raise
-
-    def _poison(self, error: LazyfsError) -> NoReturn:
-        """Nothing of this file may be uploaded any more."""
-        self._error = error
-        self._nursery.start_soon(self._abort)
-        raise error
 
     async def _abort(self) -> None:
         """Nothing of this file stays behind, here or there; also while being cancelled, but not for ever."""

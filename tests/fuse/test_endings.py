@@ -63,7 +63,7 @@ def test_sigterm_under_load_ends_in_order_and_keeps_what_was_acknowledged(
     ended: dict[str, str] = {}
     ends_log = ["was still being written", "was not uploaded", "upload of", "left for the next mount", "listing the bu"]
     for turn in range(times(1, 12)):
-        m = mount(*options, expect_log=ends_log, time_limit_s=120)
+        m = mount(*options, expect_log=ends_log, time_limit_s=60 + 20 * times(3, 12))
         stop = threading.Event()
 
         def read(number: int, m: Mount = m, stop: threading.Event = stop) -> None:
@@ -101,7 +101,7 @@ def test_sigterm_under_load_ends_in_order_and_keeps_what_was_acknowledged(
                     what, name, digest = line.split()
                     (begun if what == "begin" else ended)[name] = digest
         assert not is_mounted(m.path)
-    last = mount(*options, expect_log=ends_log, time_limit_s=120)
+    last = mount(*options, expect_log=ends_log, time_limit_s=60 + 20 * times(3, 12))
     last.wait_imported()
     last.wait_uploaded()
     held = {
@@ -121,8 +121,8 @@ def test_a_directory_rename_that_is_killed_is_finished_or_never_was(mount: Mount
     wanted = {f"part-{number:02}": random_bytes(2000 + number, number) for number in range(24)}
     for name, data in wanted.items():
         put(client, bucket, f"old/{name}", data)
-    where = "old"
-    m = mount("--metadata-ttl", "0", time_limit_s=60)
+    where, limit_s = "old", 60 + 10 * times(2, 40)  # of all mounts together: each has a watchdog to the end
+    m = mount("--metadata-ttl", "0", time_limit_s=limit_s)
     for turn in range(times(2, 40)):
         target = f"new-{turn}"
         with ThreadPoolExecutor(1) as pool:
@@ -131,7 +131,7 @@ def test_a_directory_rename_that_is_killed_is_finished_or_never_was(mount: Mount
             m.kill()
             was_told = rename.exception(30) is None
         assert m.umount().returncode == 0
-        m = mount("--metadata-ttl", "0", time_limit_s=60)
+        m = mount("--metadata-ttl", "0", time_limit_s=limit_s)
         found = [name for name in (where, target) if (m / name).exists()]
         assert found == [target] if was_told else len(found) == 1, (turn, found)
         assert read_tree(m / found[0])[0] == wanted
