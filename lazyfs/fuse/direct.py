@@ -88,6 +88,8 @@ class DirectSession:
         self._device: Device | None = None
         self._fd = -1
         self._waiting: dict[int, tuple[Header, trio.CancelScope]] = {}
+        self._unbegun = 0
+        """Requests whose tasks have not had their first turn."""
         self._room = trio.Event()
         self._reading = trio.CancelScope()
         self._agreed = trio.Event()
@@ -171,6 +173,8 @@ class DirectSession:
                             continue
                         raise
                     self._take(bytes(view[:length]), tasks)
+                    while self._unbegun:  # requests begin in the order in which they came: RELEASE before SETATTR
+                        await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
 
     def _take(self, message: bytes, tasks: trio.Nursery) -> None:
@@ -201,10 +205,12 @@ class DirectSession:
             return
         scope = trio.CancelScope()
         self._waiting[header.unique] = header, scope
+        self._unbegun += 1
         tasks.start_soon(self._serve_one, header, request, scope)
 
     async def _serve_one(self, header: Header, request: p.Request, scope: trio.CancelScope) -> None:
         """Answer a request that has to wait. Never raises, whatever the verb does."""
+        self._unbegun -= 1
         try:
             with scope:
                 self._answer(header.unique, await self._verbs.later(header, request))

@@ -349,8 +349,7 @@ class FileSystem:
     async def _resize(self, ino: int, size: int) -> Node:
         file = self.handles.by_ino(ino)
         if file is not None and file.writer is not None:
-            await self._writers.truncate(file, size)
-            return file.node
+            return await self._resize_written(ino, file.node, size)
         node = self.now.openable(ino)
         if size == node.size:
             return node
@@ -361,6 +360,17 @@ class FileSystem:
             if size:
                 await self._writers.truncate(file, size)
             await self._writers.commit(file)
+            return file.node
+        finally:
+            await self.release(ino, fh)
+
+    async def _resize_written(self, ino: int, node: Node, size: int) -> Node:
+        """Truncate what somebody is writing, whose close uploads it; if that comes meanwhile, ours does."""
+        fh, file = self.handles.open_file(node._replace(ino=ino), pid=0, writable=True)
+        try:
+            await self._writers.truncate(file, size)
+            if file.writers == 1:
+                await self._writers.commit(file)
             return file.node
         finally:
             await self.release(ino, fh)

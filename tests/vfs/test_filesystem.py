@@ -962,3 +962,24 @@ async def test_a_change_changes_the_time_and_what_is_set_stays(store: SmallPages
         await m.fs.flush(ino, fh)
         await m.fs.release(ino, fh)
         assert (await m.lookup("f")).mtime_ns == 5, "as cp -p sets it before it closes"
+
+
+@pytest.mark.parametrize("size", [0, 3, 20])
+async def test_a_truncation_by_name_is_not_lost_when_the_writer_closes_meanwhile(
+    mount: Mounting, store: SmallPages, size: int
+) -> None:
+    async with mount() as m:
+        ino, fh = await m.create("f")
+        await m.fs.write(ino, fh, 0, b"content")
+        await m.fs.flush(ino, fh)
+        file = m.fs.handles.file(fh).file
+        async with trio.open_nursery() as nursery, file.turn:  # so that the truncation has begun, and waits
+            nursery.start_soon(m.fs.setattr, ino, Changes(size=size))
+            while not file.turn.statistics().tasks_waiting:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(m.fs.release, ino, fh)
+            for _ in range(5):
+                await trio.lowlevel.checkpoint()
+        assert store.body("f") == b"content".ljust(size, b"\0")[:size]
+        assert (await m.lookup("f")).size == size
+        assert await m.read("f") == store.body("f")
