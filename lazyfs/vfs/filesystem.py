@@ -317,6 +317,9 @@ class FileSystem:
         """The bytes of `span`, short only at the end of the file. StaleError, StoreError."""
         handle = self.handles.file(fh)
         file = handle.file
+        if file.writer is not None and file.writer.is_handed_over:
+            async with file.turn:  # held until write-back has it
+                pass
         if file.writer is not None and (not file.writer.is_clean or file.writer.is_readable):
             return await file.writer.read(span)
         data = await self._reader.read(self._writers.object(file), span, handle.tally)

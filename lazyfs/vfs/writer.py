@@ -94,6 +94,8 @@ class Writer:
         self._dirty = True
         self._error: LazyfsError | None = None
         self._length_hint = 0
+        self.is_handed_over = False
+        """Whether write-back is taking over what was written: it cannot be read here any more."""
 
     @property
     def size(self) -> int:
@@ -244,6 +246,7 @@ class Writer:
             await self._extend(self._length_hint)
             await self._settle(memoryview(self._tail))
             self._tail = bytearray()
+        self.is_handed_over = True
         file, self._file = self._file, None
         assert file is not None
         return file

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from lazyfs.core.errors import NoEntryError, UnreachableError
 from lazyfs.core.types import ROOT_INO, Buffer, Changes, ObjectId, Range
@@ -71,6 +72,41 @@ async def test_what_was_closed_is_read_here_before_the_bucket_has_it_and_after(t
         assert store.fetched == 0
     assert store.uploads == 0
     assert [path.name for path in (tmp_path / "back").glob("*.data")] == []
+
+
+@pytest.mark.parametrize("content", [b"small", LARGE])
+async def test_who_reads_while_it_is_taken_over_waits_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """One thread calls fsync or close, another reads."""
+    async with back(ScriptedStore(), tmp_path) as m:
+        assert m.backlog is not None
+        put, taken, go = m.backlog.put, trio.Event(), trio.Event()
+
+        async def held(*args: Any, **kwargs: Any) -> None:
+            taken.set()
+            await go.wait()
+            await put(*args, **kwargs)
+
+        monkeypatch.setattr(m.backlog, "put", held)
+        ino, fh = await m.create("f")
+        _, reading = await m.open("f")
+        await m.fs.write(ino, fh, 0, content)
+        found: list[bytes] = []
+
+        async def read() -> None:
+            found.append(bytes(await m.fs.read(ino, reading, Range(0, 1000))))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.fs.flush, ino, fh)
+            await taken.wait()
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            go.set()
+        assert found == [content]
+        await m.fs.release(ino, fh)
+        await m.fs.release(ino, reading)
+        await m.settle()
 
 
 @pytest.mark.expect_warnings
