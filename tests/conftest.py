@@ -12,10 +12,14 @@ from collections.abc import Iterator
 import pytest
 import trio
 import trio.testing
+from hypothesis import settings
 
 from tests.servers import Server, foreign_endpoint, juicefs_gateway, moto_server
 
 TEST_TIMEOUT_S = 60
+settings.register_profile("lazyfs", deadline=None)  # no assertion is about time; the machine may be busy
+settings.load_profile("lazyfs")
+
 SERVERS = ["moto", "gateway", *(["endpoint"] if os.environ.get("LAZYFS_TEST_ENDPOINT") else [])]
 
 

@@ -73,6 +73,10 @@ class Backlog:
         self._since_s: dict[int, float] = {}
         self.failures: dict[int, LazyfsError] = {}
         """Why changes could not be carried out when that was last tried, by number."""
+        self._landed: dict[str, tuple[Change, str]] = {}
+        """Of contents that others still need: the change that brought them to the bucket, and its version there."""
+        self.keep: Callable[[Change, str, SpoolFile | None], None] = _close
+        """Takes a content, that the bucket has, from the last who needed it."""
         self.parts: dict[int, tuple[int, int]] = {}
         """Of uploads of several parts that are under way: how many have arrived, and of how many; by number."""
         spool.room_will_come = lambda: len(self.pending) > 0 and not self.failures
@@ -254,6 +258,9 @@ class Backlog:
                 await apply()
             content = await self._adopted(change) if self._is_last(change) else None
             self._settle(change)
+            self._landed.pop(change.token, None)
+            if change.token in self._tokens:
+                self._landed[change.token] = (change, etag)
             return content
 
     async def give_up(self, change: Change) -> None:
@@ -271,8 +278,7 @@ class Backlog:
     async def let_go(self, change: Change) -> None:
         """Nobody has it open any more."""
         async with self._turn:
-            if self._is_last(change):
-                await self._spool.drop(self._path(change.token), change.size)
+            await self._leave(change)
             self._need_no_more(change)
 
     # -- after a crash ------------------------------------------------------------------------------------------------
@@ -314,9 +320,18 @@ class Backlog:
 
     async def _forget(self, change: Change) -> None:
         """`change` is over; its content goes if no other has it."""
-        if self._is_last(change):
-            await self._spool.drop(self._path(change.token), change.size)
+        await self._leave(change)
         self._settle(change)
+
+    async def _leave(self, change: Change) -> None:
+        """It needs its content no more: if nobody does, and the bucket has it, it is kept as if it had been read."""
+        if not self._is_last(change):
+            return
+        landed = self._landed.pop(change.token, None)
+        if landed is None:
+            await self._spool.drop(self._path(change.token), change.size)
+        else:
+            self.keep(*landed, await self._adopted(change))
 
     async def _adopted(self, change: Change) -> SpoolFile | None:
         """Its content, which nobody else has, as a file of the spool; whoever waits for room may have that now."""
@@ -352,3 +367,8 @@ class Backlog:
 
     def _path(self, token: str) -> Path:
         return self._directory / f"{token}.data"
+
+
+def _close(_change: Change, _etag: str, content: SpoolFile | None) -> None:
+    if content is not None:
+        content.close()

@@ -42,6 +42,7 @@ class WriteBack:
         clock_ns: Callable[[], int],
     ) -> None:
         self.backlog = backlog
+        backlog.keep = self.keep
         self._namespace = namespace
         self._index = backlog.index
         self._modes = modes

@@ -130,7 +130,7 @@ def test_du_sums_up_by_directory_and_tier(mount: Mounter, proxy: Proxy, tree: di
     m = mount("--write-back", on=proxy.server)
     m.wait_imported()
     assert m.lazyfs("preload", m / "data/a", "--wait").returncode == 0
-    hold(proxy)
+    released = hold(proxy)
     (m / "data/b/new").write_bytes(b"abc")
     sizes = {kind: sum(len(c) for key, c in tree.items() if key.startswith(f"data/{kind}/")) for kind in "ab"}
     asked = m.requests("list", "head", "get")
@@ -149,7 +149,7 @@ def test_du_sums_up_by_directory_and_tier(mount: Mounter, proxy: Proxy, tree: di
     assert text[1].endswith(str(m / "data"))
     assert m.requests("list", "head", "get") == asked
     refused(m.lazyfs("du", m / "nothing"), "no such file")
-    proxy.hold = lambda _seen: None
+    released.set()
     m.wait_uploaded()
 
 

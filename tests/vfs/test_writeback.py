@@ -109,6 +109,28 @@ async def test_who_reads_while_it_is_taken_over_waits_for_that(
         await m.settle()
 
 
+async def test_what_landed_under_its_second_name_first_is_not_fetched_either(tmp_path: Path) -> None:
+    """A directory is renamed while an upload in it is under way, and the upload to the new name is there before the
+    first one has been withdrawn."""
+    store = ScriptedStore()
+    create, abort = store.hold("create"), store.hold("abort")
+    async with back(store, tmp_path, disk=tmp_path / "blocks") as m:
+        await m.fs.make_directory(ROOT_INO, "d")
+        await m.write("d/f", LARGE)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        await rename(m, "d", "e")
+        create.set()
+        with trio.fail_after(10):
+            while bodies(store).get("e/f") != LARGE:
+                await trio.sleep(0.01)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        abort.set()
+        await m.settle()
+        assert await m.read("e/f") == LARGE
+        assert store.fetched == 0
+    assert [path.name for path in (tmp_path / "back").glob("*.data")] == []
+
+
 @pytest.mark.expect_warnings
 async def test_a_daemon_that_dies_leaves_it_to_the_next(tmp_path: Path) -> None:
     store = ScriptedStore()
