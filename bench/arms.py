@@ -42,11 +42,13 @@ class View:
 
 class Arm:
     """One contestant. `keeps_cache` is whether a remount finds the cache of the mount before, `only_writes` whether
-    reading and looking are measured by another."""
+    reading and looking are measured by another, `only_reads` whether it is one to compare kernel sessions with, which
+    takes part only if it is named."""
 
     name = ""
     keeps_cache = True
     only_writes = False
+    only_reads = False
     note = ""
 
     def missing(self) -> str | None:
@@ -87,11 +89,13 @@ class Arm:
 
 
 class Lazyfs(Arm):
-    """What this is about; with `write_back` it only writes."""
+    """What this is about; with `write_back` it only writes; with the name of a `session` it is mounted read-only."""
 
-    def __init__(self, *, write_back: bool = False) -> None:
-        self.name = "lazyfs write-back" if write_back else "lazyfs"
+    def __init__(self, *, write_back: bool = False, session: str | None = None) -> None:
+        self.name = "lazyfs write-back" if write_back else f"lazyfs {session}" if session else "lazyfs"
         self.only_writes = write_back
+        self.only_reads = session is not None
+        self._mode = ["--write-back"] if write_back else ["--read-only", "--session", session] if session else []
         self.note = "close() of a written file returns once it is durable on the local disk" if write_back else ""
 
     def missing(self) -> str | None:
@@ -104,7 +108,7 @@ class Lazyfs(Arm):
         return [
             sys.executable, "-m", "lazyfs", "mount", bucket, str(path), "-f", "--endpoint-url", endpoint.url,
             "--cache-dir", str(scratch / "cache"), "--cache-size", "8GiB",
-            *(["--write-back"] if self.only_writes else []),
+            *self._mode,
         ]  # fmt: skip
 
     def settle(self, view: View) -> None:

@@ -182,10 +182,11 @@ class Run:
                 for work in reads:
                     self._cell(arm.name, endpoint, "memory", work, view, done[work.name])
                 arm.settle(view)
-                for write in writing(self.truth.scale):
+                for write in [] if arm.only_reads else writing(self.truth.scale):
                     if self.wanted(write.name):
                         self._write(arm, endpoint, write, view)
-                subprocess.run(f"rm -rf {view.path}/written* {view.path}/.tmp*", shell=True, check=False)
+                if not arm.only_reads:
+                    subprocess.run(f"rm -rf {view.path}/written* {view.path}/.tmp*", shell=True, check=False)
             if arm.keeps_cache and not arm.only_writes:
                 drop_page_cache()
                 with arm.mounted(endpoint, bucket, place) as view:
@@ -397,13 +398,15 @@ def _arms(names: list[str], scratch: Path, report: Report) -> list[Arm]:
     for arm in (
         Lazyfs(),
         Lazyfs(write_back=True),
+        Lazyfs(session="pyfuse3"),
+        Lazyfs(session="direct"),
         Rclone("full"),
         Rclone("off"),
         S3fs(),
         Mountpoint(),
         JuiceFS(scratch),
     ):
-        if names and arm.name not in names:
+        if (names or arm.only_reads) and arm.name not in names:
             continue
         why = arm.missing()
         if why is None:
