@@ -157,15 +157,11 @@ class FileSystem:
     async def lookup(self, parent: int, name: str) -> Attributes:
         """What `name` is. NoEntryError."""
         node = await self.namespace.lookup(parent, name)
-        return self._attributes(await self._modes.ask(node) if self._modes.is_to_ask(node) else node)
+        return self._attributes(await self._modes.looked_at(node))
 
     async def getattr(self, ino: int) -> Attributes:
         """Attributes of an inode that the kernel knows. StaleInodeError if its version is gone and it is not open."""
-        file = self.handles.by_ino(ino)
-        if file is not None and file.deleted:
-            return self._attributes(file.node)
-        node = self.now.node(ino)
-        return self._attributes(await self._modes.ask(node) if self._modes.is_to_ask(node) else node)
+        return self._attributes(await self._modes.looked_at(self.now.node(ino)))
 
     async def open_directory(self, ino: int) -> int:
         """A handle for `read_directory`. What a listing of one page runs into, an error too, is known on return."""
@@ -260,9 +256,7 @@ class FileSystem:
     async def prove(self, ino: int) -> None:
         """What has to be asked before `ino` is opened, unless it is open. StaleInodeError, StoreError."""
         if self.handles.by_ino(ino) is None:
-            node = await self.namespace.current(ino)
-            if self._modes.is_to_ask(node):
-                await self._modes.ask(node)
+            await self._modes.looked_at(await self.namespace.current(ino))
 
     def open_now(self, ino: int, flags: int, pid: int) -> int | None:
         """What `open` says, where it need not wait; else None. See vfs.immediate."""

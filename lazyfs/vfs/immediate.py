@@ -71,9 +71,6 @@ class Immediate:
 
     def getattr(self, ino: int) -> Attributes | None:
         """Attributes of an inode. StaleInodeError."""
-        file = self._handles.by_ino(ino)
-        if file is not None and file.deleted:
-            return None
         node = self.node(ino)
         return None if self._modes.is_to_ask(node) else self._modes.attributes(node)
 

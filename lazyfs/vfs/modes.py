@@ -116,7 +116,14 @@ class Modes:
 
     def is_to_ask(self, node: Node) -> bool:
         """Whether how `node` looks is to be asked of its object before it is told."""
+        file = self._handles.by_ino(node.ino)
+        if file is not None and file.deleted:  # there is none
+            return False
         return self._policy.asks_modes and node.mode is None and not node.is_local and node.ino != ROOT_INO
+
+    async def looked_at(self, node: Node) -> Node:
+        """`node` as it is told: its object is asked first, if it is to be. StoreError."""
+        return await self.ask(node) if self.is_to_ask(node) else node
 
     async def ask(self, node: Node) -> Node:
         """`node` as its object says that it looks; asked once for each version. StoreError."""

@@ -140,7 +140,8 @@ class Writer:
     async def load(self, data: Buffer) -> None:
         """Append what the object holds already, of which there is more than a part. NoRoomError, SpoolError."""
         self._streaming = False
-        await self._settle(data)
+        await self._keep(data)
+        self._settled += len(data)
 
     async def write(self, offset: int, data: Buffer) -> int:
         """Put `data` at `offset`; returns its length. OutOfOrderError, TooBigError, NoRoomError, SpoolError, StoreError
@@ -172,8 +173,7 @@ class Writer:
             del self._tail[size - self._settled :]
             if self._file is not None and not self._streaming:  # room is taken now: close() must need none
                 async with self._whole_or_withdrawn():
-                    await self._settle(memoryview(self._tail))
-                    self._tail = bytearray()
+                    await self._settle_tail()
                     await self._file.truncate(size)
                     self._settled = size
             return
@@ -244,8 +244,7 @@ class Writer:
         self._check()
         async with self._whole_or_withdrawn():
             await self._extend(self._length_hint)
-            await self._settle(memoryview(self._tail))
-            self._tail = bytearray()
+            await self._settle_tail()
         self.is_handed_over = True
         file, self._file = self._file, None
         assert file is not None
@@ -337,9 +336,9 @@ class Writer:
             return OutOfOrderError(message)
         return type(self._unspooled)(f"{message}: {self._unspooled}")
 
-    async def _settle(self, data: Buffer) -> None:
-        await self._keep(data)
-        self._settled += len(data)
+    async def _settle_tail(self) -> None:
+        await self._keep(memoryview(self._tail))
+        self._settled, self._tail = self._settled + len(self._tail), bytearray()
 
     async def _send(self, body: memoryview) -> None:
         """Let `body` go up as the next part. The file may be discarded while this waits: then nothing goes."""
@@ -401,8 +400,7 @@ class Writer:
             await self._send(memoryview(await self.read(Range(start, stop))))
             start = stop
         with contextlib.suppress(NoRoomError, SpoolError):
-            await self._settle(memoryview(self._tail))
-            self._tail = bytearray()
+            await self._settle_tail()
 
     # -- ending badly -------------------------------------------------------------------------------------------
 
