@@ -368,7 +368,14 @@ def main() -> None:
             for arm in arms:
                 if isinstance(arm, JuiceFS):
                     arm.prepare(places[0], f"{bucket}-juicefs", truth.root, scratch / "juicefs-prepare")
-            run = Run(truth, scratch, report, witness, options.limit, lambda name: options.workloads in name)
+            run = Run(
+                truth,
+                scratch,
+                report,
+                witness,
+                options.limit,
+                lambda name: any(word in name for word in options.workloads),
+            )
             for number in range(options.rounds):
                 for endpoint in (place for place in places if place.name in (*options.endpoints, "given")):
                     _round(run, arms, endpoint, bucket, options.arms, number)
@@ -430,7 +437,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--endpoint-url", help="an endpoint of your own (with AWS_* variables), instead of the gateway")
     parser.add_argument("--bucket", help="an empty bucket on it; the data set is written into it and left there")
     parser.add_argument("--arms", type=words, default=[], help="names, comma separated: lazyfs,rclone full,raw …")
-    parser.add_argument("--workloads", default="", help="only those whose name contains this")
+    parser.add_argument("--workloads", type=words, default=[""], help="only those whose name contains one of these")
     parser.add_argument("--out", default="build/bench", help="where JSON, Markdown and the plot go")
     options = parser.parse_args()
     if options.endpoint_url and not options.bucket:
