@@ -3,8 +3,8 @@
 Pure: it is told of each small request of a reader how long it took, with the time as an argument. As LEDBAT++ does
 (draft-irtf-iccrg-ledbat-plus-plus): what makes readers slower than they are with one of the others in the way is taken
 back, a third at a time, and tried again one by one; how slow they are with one is measured anew now and then. It is
-the slow ones among them that are looked at: whoever loads a batch waits for the last of it. While nobody reads there is
-no limit.
+the slow ones among them that are looked at, for whoever loads a batch waits for the last of it, and their mean. While
+nobody reads there is no limit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ SMALL_BYTES = 1024**2
 """The time of larger requests tells of the link's width more than of what stands in the way."""
 SLOW = 1.5
 """A request is slow that takes so much longer than the slowest with one of the others in the way, but for one."""
+TOLERATED, WINDOW = 1.25, 32
+"""Of their mean with one, of so many requests at least: where CPU is what is short, all become slower alike."""
 STEP, STEP_S = 256, 4.0
 """After so many requests, or so long, of which not two were slow, one more is tried: a hundredth may be slow."""
 FEWEST = 4
@@ -39,8 +41,13 @@ class Background:
     _is_measuring: bool = True
     _slowest_s: tuple[float, float] = (0.0, 0.0)
     """With one: the slowest, and the one before."""
+    _mean_s: float = 0.0
+    """With one."""
     _measured_s: float = 0.0
     _slow: int = 0
+    _judged: int = 0
+    _sum_s: float = 0.0
+    """Of those that are judged, or learnt from."""
     _count: int = 0
     _began_s: float = 0.0
     _last_s: float = float("-inf")
@@ -61,6 +68,8 @@ class Background:
         self._count += 1
         if self._count <= SETTLING and now_s - self._began_s < SETTLING_S:
             return
+        self._judged += 1
+        self._sum_s += took_s
         if self._is_measuring:
             self._learn(took_s, now_s)
         else:
@@ -72,6 +81,7 @@ class Background:
 
     def _change(self, allowed: int, now_s: float, *, settled: int = SETTLING) -> None:
         self._allowed, self._slow, self._count, self._began_s = allowed, 0, settled, now_s
+        self._judged, self._sum_s = 0, 0.0
 
     def _is_over(self, requests: int, now_s: float) -> bool:
         return self._count >= SETTLING + requests or (self._count >= FEWEST and now_s - self._began_s >= STEP_S)
@@ -80,12 +90,13 @@ class Background:
         slowest, second = self._slowest_s
         self._slowest_s = (max(slowest, took_s), max(second, min(slowest, took_s)))
         if self._is_over(MEASURED, now_s):
-            self._is_measuring, self._measured_s = False, now_s
+            self._is_measuring, self._measured_s, self._mean_s = False, now_s, self._sum_s / self._judged
             self._change(self._afterwards, now_s)
 
     def _judge(self, took_s: float, most: int, now_s: float) -> None:
         self._slow += took_s > SLOW * self._slowest_s[1]
-        is_felt = self._slow >= 2
+        mean_s = self._sum_s / self._judged
+        is_felt = self._slow >= 2 or (self._judged >= WINDOW and mean_s > TOLERATED * self._mean_s)
         if not (is_felt or self._is_over(STEP, now_s)):
             return
         allowed = max(1, int(self._allowed * BACK_OFF)) if is_felt else min(most, self._allowed + 1)
