@@ -249,7 +249,7 @@ class DiskTier:
         try:
             if volume > room:
                 cache.shrink(max(0, room))
-            if room < 0 or (cache.volume() > room and cache.pinned_bytes()):
+            if room < 0 or (volume > room and cache.volume() > room and cache.pinned_bytes()):
                 self._stats.add("cache.disk.no_space")
             else:
                 cache.store(self._scope, [(one.oid, one.blocks) for one in batch])

@@ -29,8 +29,7 @@ def du(paths: tuple[str, ...], depth: int, as_json: bool) -> int:
 
     def below(path: str) -> Iterator[dict[str, Any]]:
         place = locate(path)
-        imported = place.ask("status")["import"]["state"]
-        if imported != "done":
+        if (imported := place.import_state()) != "done":
             say(f"{path}: the import is {imported}; what is not listed yet is not counted", err=True)
         for directory, sums in sorted(_sums(place, depth).items()):
             yield {"path": place.full(directory), "files": sums["files"], **{name: sums[name] for name in COLUMNS}}
@@ -50,13 +49,9 @@ def _sums(place: Place, depth: int) -> dict[str, dict[str, int]]:
     """Of each directory and all below it."""
     named = len(place.path.split("/")) if place.path else 0
     sums: dict[str, dict[str, int]] = {}
-    after: str | None = ""
-    while after is not None:
-        page = place.ask("usage", path=place.path, depth=depth, after=after)
-        for told in page["directories"]:
-            for directory in _counting(told["path"], named):
-                _add(sums.setdefault(directory, {}), told)
-        after = page["after"]
+    for told in place.entries(verb="usage", depth=depth):
+        for directory in _counting(told["path"], named):
+            _add(sums.setdefault(directory, {}), told)
     return sums or {place.path: dict.fromkeys(("files", *COLUMNS), 0)}
 
 

@@ -35,8 +35,7 @@ def find(
 
     def below(path: str) -> Iterator[dict[str, Any]]:
         place = locate(path)
-        imported = place.ask("status")["import"]["state"]
-        if imported != "done":
+        if (imported := place.import_state()) != "done":
             say(f"{path}: the import is {imported}; what is not listed yet is not told", err=True)
         entries = place.entries(recursive=True, asks=False, selection=selection)
         yield from (document(place, entry) for entry in entries)

@@ -37,6 +37,10 @@ class Place:
             yield from page["entries"]
             after = page["after"]
 
+    def import_state(self) -> str:
+        """How far the mount's listing is: until that is done, the index does not know all. ControlError."""
+        return str(self.ask("status")["import"]["state"])
+
     def full(self, path: str) -> str:
         """A path in the mount as a user may use it."""
         return os.path.join(self.registration.mountpoint, path) if path else self.registration.mountpoint

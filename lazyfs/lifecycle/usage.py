@@ -73,7 +73,7 @@ class Usage:
         for (_, full), one in zip(entries, await self._facts.files(files), strict=True):
             sums.setdefault(_directory(full, named, depth), Sums()).add(one)
         return {
-            "directories": [{"path": directory, **asdict(one)} for directory, one in sums.items()],
+            "entries": [{"path": directory, **asdict(one)} for directory, one in sums.items()],
             "after": page.after if len(entries) == len(page.entries) else entries[-1].path,
         }
 
