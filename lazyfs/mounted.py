@@ -16,7 +16,7 @@ from lazyfs.cache.disk import DiskTier
 from lazyfs.cache.spool import Spool
 from lazyfs.cache.tiered import TieredCache
 from lazyfs.config import Config
-from lazyfs.config.options import OPTIONS
+from lazyfs.config.options import RELOADABLE
 from lazyfs.core.errors import ControlError, LazyfsError
 from lazyfs.core.stats import Stats
 from lazyfs.fuse.session import Session
@@ -34,7 +34,6 @@ from lazyfs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
 
-RELOADABLE = {option.name: option for option in OPTIONS if option.name in ("metadata-ttl", "log-level")}
 MAX_TOLD_FAILURES = 100
 """Uploads that fail now, of which `lazyfs status` tells."""
 

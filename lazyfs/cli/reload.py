@@ -9,11 +9,10 @@ import click
 
 from lazyfs.cli.output import say
 from lazyfs.cli.places import locate
+from lazyfs.config.options import RELOADABLE
 from lazyfs.config.sources import texts_in_file
 from lazyfs.core.errors import UsageError
 from lazyfs.core.units import format_duration
-
-NAMES = ("metadata-ttl", "log-level")
 
 
 @click.command()
@@ -33,7 +32,7 @@ def reload(mountpoint: str, metadata_ttl: str | None, log_level: str | None, fil
     flags = {"metadata-ttl": metadata_ttl, "log-level": log_level}
     given = {name: text for name, text in flags.items() if text is not None}
     if not given:
-        given = {name: text for name, text in texts_in_file(file).items() if name in NAMES}
+        given = {name: text for name, text in texts_in_file(file).items() if name in RELOADABLE}
         if not given:
             raise UsageError("nothing to reload: give --metadata-ttl or --log-level, or a file that has them")
     policy = locate(mountpoint).ask("reload", given=given)

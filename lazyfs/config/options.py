@@ -429,3 +429,5 @@ def _declared() -> tuple[Option, ...]:
 
 OPTIONS = _declared()
 """In the order of --help; a computed default may only look at the options before its own."""
+RELOADABLE = {option.name: option for option in OPTIONS if option.name in ("metadata-ttl", "log-level")}
+"""What `lazyfs reload` can change while mounted."""
