@@ -5,9 +5,7 @@ takes any pattern of writes. Full parts are sent and, where there is a spool, ke
 means that the upload begins anew at commit, out of the spool. Without a spool it is refused and poisons the file, so
 that nothing wrong is ever uploaded.
 
-A writer is used by one call at a time (`Filesystem` holds a lock for each), but for `read`. Parts on their way are
-flights in the mount's nursery; their bytes count against the memory budget, and a full budget or a full pipe makes
-`write` wait.
+A writer is used by one call at a time (`Filesystem` holds a lock for each), but for `read`.
 """
 
 from __future__ import annotations
@@ -31,16 +29,12 @@ from lazyfs.core.errors import (
     SpoolError,
 )
 from lazyfs.core.parts import PartSizes
-from lazyfs.core.types import Buffer, Condition, Part, Range, Upload
+from lazyfs.core.types import Buffer, Condition, Range
 from lazyfs.store.base import PutOptions, Store
-from lazyfs.vfs.flight import Flight
+from lazyfs.vfs.growing import GrowingUpload
 from lazyfs.vfs.uploads import Uploads
 
 log = logging.getLogger(__name__)
-
-PARTS_IN_FLIGHT = 8
-_SETTLE_S = _ABORT_S = 30.0
-"""How long an abort waits for parts that are on their way, as one that came after it would stay, and for its answer."""
 
 
 class Writer:
@@ -72,8 +66,8 @@ class Writer:
         self.sent: Mapping[str, str] = {}
         """What `metadata` said then."""
         self._store = store
-        self._memory = memory
         self._nursery = nursery
+        self._memory = memory
         self._condition = condition
         self._options = options
         self._part_sizes = part_sizes
@@ -87,10 +81,9 @@ class Writer:
         self._file: SpoolFile | None = None
         self._unspooled: LazyfsError | None = None
         """Why what was sent is not in the spool."""
-        self._upload: Upload | None = None
+        self._upload: GrowingUpload | None = None
         self._streaming = streaming
         """Whether full parts are sent at once; else all goes up at commit."""
-        self._flights: list[Flight[Part]] = []
         self._dirty = True
         self._error: LazyfsError | None = None
         self._length_hint = 0
@@ -262,7 +255,7 @@ class Writer:
     def unlink(self) -> None:
         """The name is gone: nothing goes up, and the file lives on here until it is closed, if all of it is here."""
         self._streaming = False
-        self._nursery.start_soon(self._withdraw, *self._take_upload())
+        self._withdraw_soon()
         if self.is_dirty and not self.is_readable:
             self._error = self._not_kept("unlinked while parts of it were only in the upload")
 
@@ -288,7 +281,7 @@ class Writer:
         self._dirty = True
         if is_settled and self._streaming:
             self._streaming = False
-            self._nursery.start_soon(self._withdraw, *self._take_upload())
+            self._withdraw_soon()
 
     async def _extend(self, size: int) -> None:
         """Fill with zeros up to `size`, a part at a time."""
@@ -298,7 +291,7 @@ class Writer:
 
     @property
     def _part_size(self) -> int:
-        return self._part_sizes.size(len(self._flights) + 1)
+        return self._part_sizes.size(1 + (0 if self._upload is None else self._upload.parts))
 
     async def _settle_full_parts(self) -> None:
         """Settle every part that is full and is not the last: a file of exactly one part stays a single PUT."""
@@ -343,23 +336,15 @@ class Writer:
     async def _send(self, body: memoryview) -> None:
         """Let `body` go up as the next part. The file may be discarded while this waits: then nothing goes."""
         if self._upload is None:
-            self._upload = await self._store.create_upload(self.key, options=self._created_with())
-        if len(self._flights) >= PARTS_IN_FLIGHT:
-            await self._flights[-PARTS_IN_FLIGHT].wait()
-        await self._memory.reserve(len(body))
-        if self._error is not None:
-            self._memory.release(len(body))
-            self._check()
-        assert self._upload is not None
-        flight: Flight[Part] = Flight()
-        self._flights.append(flight)
-        self._nursery.start_soon(self._fly, flight, self._upload, len(self._flights), body)
-
-    async def _fly(self, flight: Flight[Part], upload: Upload, number: int, body: memoryview) -> None:
-        try:
-            await flight.run(lambda: self._store.upload_part(upload, number, body))
-        finally:
-            self._memory.release(len(body))
+            self._upload = GrowingUpload(
+                store=self._store,
+                memory=self._memory,
+                nursery=self._nursery,
+                key=self.key,
+                options=self._created_with,
+            )
+        await self._upload.send(body)
+        self._check()
 
     async def _finish(self) -> str:
         if self.size <= self._part_sizes.size(1):
@@ -376,12 +361,10 @@ class Writer:
         if self._upload is None:
             body = memoryview(bytes(self._tail))
             return await self._store.put(self.key, body, options=self._created_with(), condition=self._condition)
-        parts = [await flight.wait() for flight in self._flights]
+        parts = await self._upload.arrived()
         self._check()
-        assert self._upload is not None
-        etag = await self._store.complete_upload(self._upload, parts, condition=self._condition)
-        self._take_upload()
-        self._streaming = False
+        etag = await self._upload.complete(parts, self._condition)
+        self._upload, self._streaming = None, False
         return etag
 
     async def _take_back(self) -> None:
@@ -421,30 +404,13 @@ class Writer:
 
     async def _abort(self) -> None:
         """Nothing of this file stays behind, here or there; also while being cancelled, but not for ever."""
-        upload, flights = self._take_upload()
+        upload, self._upload = self._upload, None
         self._tail = bytearray()
         self.close()
-        await self._withdraw(upload, flights)
+        if upload is not None:
+            await upload.withdraw()
 
-    def _take_upload(self) -> tuple[Upload | None, list[Flight[Part]]]:
-        upload, flights = self._upload, self._flights
-        self._upload, self._flights = None, []
-        return upload, flights
-
-    async def _withdraw(self, upload: Upload | None, flights: list[Flight[Part]]) -> None:
-        """Abort an upload when the parts on their way have arrived: one that came later would stay behind."""
-        if upload is None:
-            return
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(_SETTLE_S):
-                for flight in flights:
-                    with contextlib.suppress(LazyfsError):
-                        await flight.wait()
-            why: object = "no answer"
-            with trio.move_on_after(_ABORT_S):
-                try:
-                    await self._store.abort_upload(upload)
-                    return
-                except LazyfsError as error:
-                    why = error
-            log.warning("upload of %r was not aborted: %s", upload.key, why)
+    def _withdraw_soon(self) -> None:
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            self._nursery.start_soon(upload.withdraw)

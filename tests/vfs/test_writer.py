@@ -26,8 +26,9 @@ from lazyfs.core.errors import (
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import ANY, Buffer, Condition, Range
 from lazyfs.store.base import PutOptions
-from lazyfs.vfs import writer as writing
-from lazyfs.vfs.writer import PARTS_IN_FLIGHT, Writer
+from lazyfs.vfs import growing
+from lazyfs.vfs.growing import PARTS_IN_FLIGHT
+from lazyfs.vfs.writer import Writer
 from tests.vfs.stores import ScriptedStore
 
 PART = 16
@@ -460,8 +461,8 @@ async def test_an_abort_that_fails_is_told_and_hides_nothing(caplog: pytest.LogC
 async def test_an_abort_waits_for_parts_and_answers_only_so_long(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "_SETTLE_S", 3.0)
-    monkeypatch.setattr(writing, "_ABORT_S", 2.0)
+    monkeypatch.setattr(growing, "_SETTLE_S", 3.0)
+    monkeypatch.setattr(growing, "_ABORT_S", 2.0)
     async with bench() as room:
         parts, abort = room.store.hold("part"), room.store.hold("abort")
         writer = room.writer()
