@@ -190,9 +190,19 @@ class SpoolFile:
         """From now on whoever needs its room may close it."""
         self._spool.spare(self)
 
+    async def grow(self, size: int) -> None:
+        """Take the room for `size` bytes, if it is not taken yet."""
+        self._check()
+        if size > self.size:
+            await self._spool.take(size - self.size)
+            if self._closed:  # while this waited
+                self._spool.give_back(size - self.size)
+                self._check()
+            self.size = size
+
     async def write(self, offset: int, data: Buffer) -> None:
         """Put `data` at `offset`; a gap before it is zeros."""
-        await self._grow(max(self.size, offset + len(data)))
+        await self.grow(offset + len(data))
         await self._run(lambda: self._write(memoryview(data), offset))
 
     async def read(self, start: int, stop: int) -> bytes:
@@ -204,7 +214,11 @@ class SpoolFile:
 
     async def truncate(self, size: int) -> None:
         """Make it `size` bytes long."""
-        await self._grow(size)
+        if size < self.size:
+            self._check()
+            self._spool.give_back(self.size - size)
+            self.size = size
+        await self.grow(size)
         await self._run(lambda: os.ftruncate(self._descriptor, size))
 
     async def keep_as(self, path: Path) -> None:
@@ -244,18 +258,6 @@ class SpoolFile:
             if not self._kept:
                 self._spool.give_back(self.size)
         self._settle()
-
-    async def _grow(self, size: int) -> None:
-        """It will be `size` bytes long: take or give back room."""
-        self._check()
-        if size > self.size:
-            await self._spool.take(size - self.size)
-            if self._closed:  # while this waited
-                self._spool.give_back(size - self.size)
-                self._check()
-        elif size < self.size:
-            self._spool.give_back(self.size - size)
-        self.size = size
 
     def _check(self) -> None:
         if self._closed:

@@ -3,7 +3,7 @@
 Bytes that are still in memory may be rewritten, read back, truncated and extended at will, so a file of up to one part
 takes any pattern of writes. Full parts are sent and, where there is a spool, kept there too: touching them again only
 means that the upload begins anew at commit, out of the spool. Without a spool it is refused and poisons the file, so
-that nothing wrong is ever uploaded.
+that nothing wrong is ever uploaded. The spool gets a part while the program writes the next one.
 
 A writer is used by one call at a time (`Filesystem` holds a lock for each), but for `read`.
 """
@@ -31,6 +31,7 @@ from lazyfs.core.errors import (
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import Buffer, Condition, Range
 from lazyfs.store.base import PutOptions, Store
+from lazyfs.vfs.flight import Flight
 from lazyfs.vfs.growing import GrowingUpload
 from lazyfs.vfs.uploads import Uploads
 
@@ -79,6 +80,8 @@ class Writer:
         """How often what was settled became less: a read on its way may find less than it expected."""
         self._spool = spool
         self._file: SpoolFile | None = None
+        self._keeping: Flight[None] | None = None
+        """The last part on its way to the spool: the program writes the next meanwhile."""
         self._unspooled: LazyfsError | None = None
         """Why what was sent is not in the spool."""
         self._upload: GrowingUpload | None = None
@@ -134,6 +137,7 @@ class Writer:
         """Append what the object holds already, of which there is more than a part. NoRoomError, SpoolError."""
         self._streaming = False
         await self._keep(data)
+        await self._kept()
         self._settled += len(data)
 
     async def write(self, offset: int, data: Buffer) -> int:
@@ -146,6 +150,7 @@ class Writer:
             await self._extend(offset)
             settled = max(0, min(len(data), self._settled - offset))
             if settled:
+                await self._kept()
                 assert self._file is not None
                 await self._file.write(offset, memoryview(data)[:settled])
             start = offset + settled - self._settled
@@ -172,8 +177,9 @@ class Writer:
             return
         # First what readers go by, then the file: one that comes now must not ask for bytes that are going.
         self._settled, self._tail, self._cuts = size, bytearray(), self._cuts + 1
-        assert self._file is not None
         async with self._whole_or_withdrawn():
+            await self._kept()
+            assert self._file is not None
             await self._file.truncate(size)
 
     async def read(self, span: Range) -> Buffer:
@@ -182,12 +188,14 @@ class Writer:
         while True:
             self._check()
             span = span.clamp(self.size)
-            settled, file, cuts = self._settled, self._file, self._cuts
+            settled, file, cuts, keeping = self._settled, self._file, self._cuts, self._keeping
             tail = bytes(self._tail[max(0, span.start - settled) : max(0, span.stop - settled)])
             if span.start < settled and span.size:
                 if file is None:
                     raise self._not_kept("reading back what is being uploaded")
                 try:
+                    if keeping is not None:
+                        await keeping.wait()
                     tail = await file.read(span.start, min(span.stop, settled)) + tail
                 except SpoolError:
                     if self._cuts == cuts:
@@ -197,7 +205,7 @@ class Writer:
 
     def take_spool(self) -> SpoolFile | None:
         """The whole file, as the bucket has it now, if it lies in the spool; the caller closes it."""
-        if self._file is None or self._tail or self._file.size != self._settled:
+        if self._file is None or self._tail or self._keeping or self._file.size != self._settled:
             return None
         file, self._file = self._file, None
         return file
@@ -307,20 +315,44 @@ class Writer:
                 await self._send(part)
 
     async def _keep(self, part: Buffer) -> None:
-        """Write to the spool what lies behind what is settled. A stream goes on without, if it must."""
+        """Let the spool have what lies behind what is settled, when it has what came before."""
+        await self._kept()
+        if self._spool is None:
+            return
         try:
-            if self._file is None:
-                assert self._spool is not None
-                self._file = await self._spool.open()
-            await self._file.write(self._settled, part)
+            file = self._file = self._file or await self._spool.open()
+            await file.grow(self._settled + len(part))  # here, so that who has no room hears of it now
         except (NoRoomError, SpoolError) as error:
-            if not self._streaming:
-                raise
-            log.info("%r goes up without the spool, and must be written in order: %s", self.key, error)
-            self.close()
-            self._file = self._spool = None
-            self._unspooled = error
+            self._go_without_spool(error)
+            return
+        await self._memory.reserve(len(part))
+        self._keeping = Flight()
+        self._nursery.start_soon(self._fly, self._keeping, file, self._settled, part)
+
+    async def _fly(self, flight: Flight[None], file: SpoolFile, offset: int, part: Buffer) -> None:
+        try:
+            await flight.run(lambda: file.write(offset, part))
+        finally:
+            self._memory.release(len(part))
+
+    async def _kept(self) -> None:
+        """Return when the spool has what it was given. NoRoomError, SpoolError."""
+        if self._keeping is not None:
+            try:
+                await self._keeping.wait()
+            except (NoRoomError, SpoolError) as error:
+                self._go_without_spool(error)
+            self._keeping = None
         self._check()
+
+    def _go_without_spool(self, error: LazyfsError) -> None:
+        """A stream can; anything else raises `error`."""
+        if not self._streaming:
+            raise error
+        log.info("%r goes up without the spool, and must be written in order: %s", self.key, error)
+        self.close()
+        self._file = self._spool = None
+        self._unspooled = error
 
     def _not_kept(self, what: str) -> LazyfsError:
         """`what` needs bytes that are in the upload only."""
@@ -331,6 +363,7 @@ class Writer:
 
     async def _settle_tail(self) -> None:
         await self._keep(memoryview(self._tail))
+        await self._kept()
         self._settled, self._tail = self._settled + len(self._tail), bytearray()
 
     async def _send(self, body: memoryview) -> None:
@@ -362,7 +395,7 @@ class Writer:
             body = memoryview(bytes(self._tail))
             return await self._store.put(self.key, body, options=self._created_with(), condition=self._condition)
         parts = await self._upload.arrived()
-        self._check()
+        await self._kept()
         etag = await self._upload.complete(parts, self._condition)
         self._upload, self._streaming = None, False
         return etag

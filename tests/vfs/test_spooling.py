@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -134,6 +135,88 @@ async def test_a_stream_is_still_sent_while_it_is_written() -> None:
         await writer.commit()
         assert place.store.calls["create"] == 1
         writer.close()
+
+
+class SlowDisk:
+    """os.pwrite that waits for `go`, and then fails if it shall."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.go = threading.Event()
+        self.asked = 0
+
+        def pwrite(descriptor: int, content: bytes, offset: int) -> int:
+            self.asked += 1
+            self.go.wait(5)
+            if fails:
+                raise OSError(errno.EIO, "sick")
+            return write(descriptor, content, offset)
+
+        write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+async def test_the_program_writes_on_while_the_disk_is_busy_but_never_more_than_a_part_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with room() as place:
+        disk, writer, written = SlowDisk(monkeypatch), place.writer(), list[int]()
+
+        async def write() -> None:
+            for at in range(0, 4 * PART, PART):
+                written.append(await writer.write(at, data(PART, at)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            with trio.fail_after(3):
+                while disk.asked == 0:
+                    await trio.sleep(0.001)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert len(written) == 2
+            assert disk.asked == 1
+            disk.go.set()
+        assert await writer.read(Range(0, 99)) == b"".join(data(PART, at) for at in range(0, 4 * PART, PART))
+        await writer.commit()
+        writer.close()
+
+
+async def test_who_reads_back_waits_for_what_is_on_its_way_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with room() as place:
+        disk, writer, found = SlowDisk(monkeypatch), place.writer(), list[bytes]()
+        await writer.write(0, data(PART + 1))
+
+        async def read() -> None:
+            found.append(bytes(await writer.read(Range(0, 9))))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not found
+            disk.go.set()
+        assert found == [data(9)]
+        await writer.commit()
+        assert place.store.body(KEY) == data(PART + 1)
+        writer.close()
+
+
+async def test_a_disk_that_fails_behind_a_program_is_no_harm_to_a_stream_and_told_to_who_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with room() as place:
+        disk, stream, patched = SlowDisk(monkeypatch, fails=True), place.writer(), place.writer()
+        disk.go.set()
+        await stream.write(0, data(3 * PART))
+        await stream.commit()
+        assert place.store.body(KEY) == data(3 * PART)
+        assert stream.take_spool() is None
+        with pytest.raises(SpoolError):
+            await stream.read(Range(0, 9))
+        await patched.write(0, data(PART + 1))
+        with pytest.raises(SpoolError):
+            await patched.write(0, b"x")
+        with pytest.raises(SpoolError):
+            await patched.commit()
+        stream.close()
+        patched.close()
 
 
 async def test_leaving_the_order_withdraws_what_was_sent() -> None:
