@@ -132,9 +132,13 @@ class Handles:
         file.writers += writable
         fh = next(self._numbers)
         self._files[fh] = FileHandle(file, pid, writable)
-        self._opened.put(node.ino, time.time(), 1)
-        self._opened.trim(MAX_OPENED)
+        self.note_opened(node.ino)
         return fh, file
+
+    def note_opened(self, ino: int) -> None:
+        """Inode `ino` is being opened, or read for the first time by who tells of no opens."""
+        self._opened.put(ino, time.time(), 1)
+        self._opened.trim(MAX_OPENED)
 
     def file(self, fh: int) -> FileHandle:
         """The open file with number `fh`. BadHandleError."""

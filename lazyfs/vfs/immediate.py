@@ -46,7 +46,9 @@ class Immediate:
         self._reader = reader
         self._writers = writers
         self._listing = listing
-        self.versions = Versions(namespace=namespace, reader=reader, writers=writers, openable=self.openable)
+        self.versions = Versions(
+            namespace=namespace, reader=reader, writers=writers, openable=self.openable, opened=handles.note_opened
+        )
 
     def node(self, ino: int) -> Node:
         """The row of an inode that the kernel knows; of an open one, as it was opened. StaleInodeError."""

@@ -23,15 +23,23 @@ was dropped and replaced since, everything is ESTALE; else it is bound again, to
 
 
 class Versions:
-    """The versions that inodes are bound to; `openable(ino)` is the row of a file that may be read."""
+    """The versions that inodes are bound to; `openable(ino)` is the row of a file that may be read; `opened(ino)`
+    hears of the first read of each."""
 
     def __init__(
-        self, *, namespace: Namespace, reader: Reader, writers: Writers, openable: Callable[[int], Node]
+        self,
+        *,
+        namespace: Namespace,
+        reader: Reader,
+        writers: Writers,
+        openable: Callable[[int], Node],
+        opened: Callable[[int], None],
     ) -> None:
         self._namespace = namespace
         self._reader = reader
         self._writers = writers
         self._openable = openable
+        self._opened = opened
         self._bound: LRU[int, OpenFile] = LRU()
 
     def __len__(self) -> int:
@@ -67,4 +75,5 @@ class Versions:
             self._writers.object(file)
             self._bound.put(ino, file, 1)
             self._bound.trim(MAX_BOUND)
+            self._opened(ino)
         return self._writers.object(file)
