@@ -26,9 +26,14 @@ UNIT = 4096
 
 def aligned(size: int) -> memoryview:
     """Zeroes at an address that direct I/O takes: `size` bytes, and what is missing to whole units."""
-    memory = bytearray(_padded(size) + UNIT)
+    memory = bytearray(padded(size) + UNIT)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % UNIT
-    return memoryview(memory)[start : start + _padded(size)]
+    return memoryview(memory)[start : start + padded(size)]
+
+
+def is_aligned(memory: memoryview) -> bool:
+    """Whether direct I/O takes it, as far as its address goes. What cannot be written to is never looked at: no."""
+    return not memory.readonly and ctypes.addressof(ctypes.c_ubyte.from_buffer(memory)) % UNIT == 0
 
 
 def sync_directory(path: Path) -> None:
@@ -95,7 +100,7 @@ class DirectFiles:
         for piece in pieces:
             self._buffer[start : start + len(piece)] = piece
             start += len(piece)
-        return self._buffer[: _padded(size)]
+        return self._buffer[: padded(size)]
 
 
 def read_at(file: BinaryIO, start: int, memory: memoryview, at: int, size: int) -> bool:
@@ -103,7 +108,7 @@ def read_at(file: BinaryIO, start: int, memory: memoryview, at: int, size: int) 
     so many. What follows them in `memory`, up to a whole unit, is overwritten too. OSError.
     """
     if start % UNIT == 0 and at % UNIT == 0:
-        return os.preadv(file.fileno(), [memory[at : at + _padded(size)]], start) >= size
+        return os.preadv(file.fileno(), [memory[at : at + padded(size)]], start) >= size
     lead = start % UNIT
     room = aligned(lead + size)
     if os.preadv(file.fileno(), [room], start - lead) < lead + size:
@@ -112,5 +117,6 @@ def read_at(file: BinaryIO, start: int, memory: memoryview, at: int, size: int) 
     return True
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """`size` and what is missing to whole units."""
     return -(-size // UNIT) * UNIT

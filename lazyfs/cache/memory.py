@@ -16,11 +16,14 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from lazyfs.cache.warm import WarmMemory
 from lazyfs.core.eviction import LRU
 from lazyfs.core.types import Buffer, ObjectId
 
 SPARE_SHARE = 4
 """Of so much of the budget one part is for what can wait: the rest is there for a reader at any moment."""
+WARM_SHARE = 16
+"""As much as this part of the budget is kept warm, of memory that was lent."""
 _SPARE_POLL_S = 0.02
 BlockKey = tuple[ObjectId, int]
 
@@ -43,6 +46,8 @@ class MemoryTier:
 
     def __init__(self, *, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
+        self.warm = WarmMemory(limit_bytes=budget_bytes // WARM_SHARE)
+        """For parts of what is written; what is spare of it is beyond the budget."""
         self._blocks: LRU[BlockKey, tuple[Buffer, _Slab]] = LRU()
         self._resident = 0
         self._reserved = 0

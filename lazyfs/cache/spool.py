@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import trio
 
-from lazyfs.cache.directio import UNIT, aligned, sync_directory
+from lazyfs.cache.directio import UNIT, aligned, is_aligned, sync_directory
 from lazyfs.core.errors import LazyfsError, NoRoomError, SpoolError
 from lazyfs.core.types import Buffer
 
@@ -285,9 +285,7 @@ class SpoolFile:
         """In a thread. What is large and lies on whole units goes directly, the rest through the page cache."""
         while self._direct >= 0 and offset % UNIT == 0 and len(data) >= DIRECT_BYTES:
             try:
-                with self._spool.buffer() as buffer:
-                    buffer[:] = data[:DIRECT_BYTES]
-                    written = os.pwrite(self._direct, buffer, offset)
+                written = self._write_directly(data, offset)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -298,6 +296,14 @@ class SpoolFile:
         while data:
             written = os.pwrite(self._descriptor, data, offset)
             data, offset = data[written:], offset + written
+
+    def _write_directly(self, data: memoryview, offset: int) -> int:
+        """All units, if the memory is fit for it; else as much as can be copied to such."""
+        if is_aligned(data):
+            return os.pwrite(self._direct, data[: len(data) // UNIT * UNIT], offset)
+        with self._spool.buffer() as buffer:
+            buffer[:] = data[:DIRECT_BYTES]
+            return os.pwrite(self._direct, buffer, offset)
 
 
 def _told(error: OSError, message: str) -> LazyfsError:

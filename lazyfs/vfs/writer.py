@@ -31,8 +31,9 @@ from lazyfs.core.errors import (
 from lazyfs.core.parts import PartSizes
 from lazyfs.core.types import Buffer, Condition, Range
 from lazyfs.store.base import PutOptions, Store
-from lazyfs.vfs.flight import Flight
 from lazyfs.vfs.growing import GrowingUpload
+from lazyfs.vfs.spooled import Spooled
+from lazyfs.vfs.tail import Tail
 from lazyfs.vfs.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -72,18 +73,13 @@ class Writer:
         self._condition = condition
         self._options = options
         self._part_sizes = part_sizes
-        self._tail = bytearray(content)
+        self._tail = Tail(content, memory.warm)
         """What lies in memory only: the bytes from `_settled` on."""
         self._settled = 0
         """Up to where the bytes are in the spool file, if there is one, and in the upload, if one is on its way."""
         self._cuts = 0
         """How often what was settled became less: a read on its way may find less than it expected."""
-        self._spool = spool
-        self._file: SpoolFile | None = None
-        self._keeping: Flight[None] | None = None
-        """The last part on its way to the spool: the program writes the next meanwhile."""
-        self._unspooled: LazyfsError | None = None
-        """Why what was sent is not in the spool."""
+        self._spooled = Spooled(spool, memory=memory, nursery=nursery)
         self._upload: GrowingUpload | None = None
         self._streaming = streaming
         """Whether full parts are sent at once; else all goes up at commit."""
@@ -101,12 +97,12 @@ class Writer:
     @property
     def can_spool(self) -> bool:
         """Whether more than one part can be changed."""
-        return self._spool is not None
+        return self._spooled.can_be
 
     @property
     def is_readable(self) -> bool:
         """Whether all of it can be read back."""
-        return self._settled == 0 or self._file is not None
+        return self._settled == 0 or self._spooled.is_there
 
     @property
     def is_dirty(self) -> bool:
@@ -137,7 +133,7 @@ class Writer:
         """Append what the object holds already, of which there is more than a part. NoRoomError, SpoolError."""
         self._streaming = False
         await self._keep(data)
-        await self._kept()
+        await self._if_it_can(self._spooled.kept())
         self._settled += len(data)
 
     async def write(self, offset: int, data: Buffer) -> int:
@@ -150,12 +146,11 @@ class Writer:
             await self._extend(offset)
             settled = max(0, min(len(data), self._settled - offset))
             if settled:
-                await self._kept()
-                assert self._file is not None
-                await self._file.write(offset, memoryview(data)[:settled])
-            start = offset + settled - self._settled
-            self._tail[start : start + len(data) - settled] = memoryview(data)[settled:]
-            await self._settle_full_parts()
+                await self._spooled.change(offset, memoryview(data)[:settled])
+            rest, start = memoryview(data)[settled:], offset + settled - self._settled
+            known = min(len(rest), len(self._tail) - start)
+            self._tail.put(start, rest[:known])
+            await self._append(rest[known:])
         return len(data)
 
     async def truncate(self, size: int) -> None:
@@ -168,19 +163,18 @@ class Writer:
         self._change_from(size)
         self._length_hint = size
         if size >= self._settled:
-            del self._tail[size - self._settled :]
-            if self._file is not None and not self._streaming:  # room is taken now: close() must need none
+            self._tail.cut(size - self._settled)
+            if self._spooled.is_there and not self._streaming:  # room is taken now: close() must need none
                 async with self._whole_or_withdrawn():
                     await self._settle_tail()
-                    await self._file.truncate(size)
+                    await self._spooled.truncate(size)
                     self._settled = size
             return
         # First what readers go by, then the file: one that comes now must not ask for bytes that are going.
-        self._settled, self._tail, self._cuts = size, bytearray(), self._cuts + 1
+        self._tail.clear()
+        self._settled, self._cuts = size, self._cuts + 1
         async with self._whole_or_withdrawn():
-            await self._kept()
-            assert self._file is not None
-            await self._file.truncate(size)
+            await self._spooled.truncate(size)
 
     async def read(self, span: Range) -> Buffer:
         """Read back what was written. OutOfOrderError for what has been sent, where there is no spool; NoRoomError or
@@ -188,15 +182,13 @@ class Writer:
         while True:
             self._check()
             span = span.clamp(self.size)
-            settled, file, cuts, keeping = self._settled, self._file, self._cuts, self._keeping
-            tail = bytes(self._tail[max(0, span.start - settled) : max(0, span.stop - settled)])
+            settled, cuts = self._settled, self._cuts
+            tail = self._tail.read(span.start - settled, span.stop - settled)
             if span.start < settled and span.size:
-                if file is None:
+                if not self._spooled.is_there:
                     raise self._not_kept("reading back what is being uploaded")
                 try:
-                    if keeping is not None:
-                        await keeping.wait()
-                    tail = await file.read(span.start, min(span.stop, settled)) + tail
+                    tail = await self._spooled.read(span.start, min(span.stop, settled)) + tail
                 except SpoolError:
                     if self._cuts == cuts:
                         raise
@@ -205,20 +197,16 @@ class Writer:
 
     def take_spool(self) -> SpoolFile | None:
         """The whole file, as the bucket has it now, if it lies in the spool; the caller closes it."""
-        if self._file is None or self._tail or self._keeping or self._file.size != self._settled:
-            return None
-        file, self._file = self._file, None
-        return file
+        return None if self._tail else self._spooled.take(self._settled)
 
     @property
     def small_content(self) -> bytes | None:
         """The whole file, if it was never more than memory held."""
-        return bytes(self._tail) if self._settled == 0 else None
+        return bytes(self._tail.view()) if self._settled == 0 else None
 
     def close(self) -> None:
         """Give back the room in the spool."""
-        if self._file is not None:
-            self._file.close()
+        self._spooled.close()
 
     async def commit(self, rescue: Callable[[], Awaitable[None]] | None = None) -> None:
         """Make the bucket hold what was written; returns when it does. Costs nothing when it already does.
@@ -247,7 +235,7 @@ class Writer:
             await self._extend(self._length_hint)
             await self._settle_tail()
         self.is_handed_over = True
-        file, self._file = self._file, None
+        file = self._spooled.take(self._settled)
         assert file is not None
         return file
 
@@ -282,7 +270,7 @@ class Writer:
     def _change_from(self, offset: int) -> None:
         """What is written now begins at `offset`: if that is in what was settled, the upload begins anew at commit."""
         is_settled = offset < self._settled or (self._settled > 0 and not self._dirty)
-        if is_settled and self._file is None:
+        if is_settled and not self._spooled.is_there:
             self.give_up(error := self._not_kept(f"changing at {offset} what was already uploaded"))
             self._nursery.start_soon(self._abort)
             raise error
@@ -294,77 +282,62 @@ class Writer:
     async def _extend(self, size: int) -> None:
         """Fill with zeros up to `size`, a part at a time."""
         while (missing := size - self._settled - len(self._tail)) > 0:
-            self._tail.extend(bytes(min(missing, self._part_size)))
-            await self._settle_full_parts()
+            await self._append(bytes(min(missing, self._part_size)))
+
+    async def _append(self, data: Buffer) -> None:
+        """Put `data` at the end. A full part is settled when something follows it: a file of exactly one part stays a
+        single PUT."""
+        rest = memoryview(data)
+        while rest:
+            size = self._part_size
+            if len(self._tail) >= size:
+                await self._settle_full_part()
+                continue
+            room = size - len(self._tail)
+            self._tail.append(rest[:room], room=size)
+            rest = rest[room:]
 
     @property
     def _part_size(self) -> int:
         return self._part_sizes.size(1 + (0 if self._upload is None else self._upload.parts))
 
-    async def _settle_full_parts(self) -> None:
-        """Settle every part that is full and is not the last: a file of exactly one part stays a single PUT."""
-        while len(self._tail) > (size := self._part_size):
-            part = memoryview(self._tail)[:size]
-            if self._spool is not None:
-                await self._keep(part)
-            elif not self._streaming:
-                raise NoRoomError(f"{self.key!r}: an unlinked file over --part-size needs a spool")
-            self._tail = self._tail[size:]
-            self._settled += size
-            if self._streaming:
-                await self._send(part)
+    async def _settle_full_part(self) -> None:
+        part = self._tail.view()
+        if self._spooled.can_be:
+            await self._keep(part)
+        elif not self._streaming:
+            raise NoRoomError(f"{self.key!r}: an unlinked file over --part-size needs a spool")
+        self._settled += len(part)
+        self._tail.clear()
+        if self._streaming:
+            await self._send(part)
 
     async def _keep(self, part: Buffer) -> None:
-        """Let the spool have what lies behind what is settled, when it has what came before."""
-        await self._kept()
-        if self._spool is None:
-            return
+        """Let the spool have what lies behind what is settled."""
+        await self._if_it_can(self._spooled.keep(part, self._settled))
+
+    async def _if_it_can(self, spooling: Awaitable[None]) -> None:
+        """A stream goes on without the spool, if it must."""
         try:
-            file = self._file = self._file or await self._spool.open()
-            await file.grow(self._settled + len(part))  # here, so that who has no room hears of it now
+            await spooling
         except (NoRoomError, SpoolError) as error:
-            self._go_without_spool(error)
-            return
-        await self._memory.reserve(len(part))
-        self._keeping = Flight()
-        self._nursery.start_soon(self._fly, self._keeping, file, self._settled, part)
-
-    async def _fly(self, flight: Flight[None], file: SpoolFile, offset: int, part: Buffer) -> None:
-        try:
-            await flight.run(lambda: file.write(offset, part))
-        finally:
-            self._memory.release(len(part))
-
-    async def _kept(self) -> None:
-        """Return when the spool has what it was given. NoRoomError, SpoolError."""
-        if self._keeping is not None:
-            try:
-                await self._keeping.wait()
-            except (NoRoomError, SpoolError) as error:
-                self._go_without_spool(error)
-            self._keeping = None
+            if not self._streaming:
+                raise
+            log.info("%r goes up without the spool, and must be written in order: %s", self.key, error)
+            self._spooled.drop(error)
         self._check()
-
-    def _go_without_spool(self, error: LazyfsError) -> None:
-        """A stream can; anything else raises `error`."""
-        if not self._streaming:
-            raise error
-        log.info("%r goes up without the spool, and must be written in order: %s", self.key, error)
-        self.close()
-        self._file = self._spool = None
-        self._unspooled = error
 
     def _not_kept(self, what: str) -> LazyfsError:
         """`what` needs bytes that are in the upload only."""
         message = f"{self.key!r}: {what}"
-        if self._unspooled is None:
-            return OutOfOrderError(message)
-        return type(self._unspooled)(f"{message}: {self._unspooled}")
+        why = self._spooled.error
+        return OutOfOrderError(message) if why is None else type(why)(f"{message}: {why}")
 
     async def _settle_tail(self) -> None:
-        await self._keep(memoryview(self._tail))
-        await self._kept()
-        self._settled, self._tail = self._settled + len(self._tail), bytearray()
+        await self._keep(self._tail.view())
+        await self._if_it_can(self._spooled.kept())
+        self._settled += len(self._tail)
+        self._tail.clear()
 
     async def _send(self, body: memoryview) -> None:
         """Let `body` go up as the next part. The file may be discarded while this waits: then nothing goes."""
@@ -385,17 +358,17 @@ class Writer:
         elif not self._streaming:
             await self._send_all_again()
         elif self._tail:
-            part = memoryview(self._tail)
-            if self._file is not None:
+            part = self._tail.view()
+            if self._spooled.is_there:
                 await self._keep(part)
-            self._tail = bytearray()
+            self._tail.clear()
             self._settled += len(part)
             await self._send(part)
         if self._upload is None:
-            body = memoryview(bytes(self._tail))
+            body = memoryview(bytes(self._tail.view()))  # what is still being sent when this is given up stays as it is
             return await self._store.put(self.key, body, options=self._created_with(), condition=self._condition)
         parts = await self._upload.arrived()
-        await self._kept()
+        await self._if_it_can(self._spooled.kept())
         etag = await self._upload.complete(parts, self._condition)
         self._upload, self._streaming = None, False
         return etag
@@ -403,10 +376,9 @@ class Writer:
     async def _take_back(self) -> None:
         """Have all of a file in memory that was cut to no more than a part: it is as if it had never been more."""
         if self._settled:
-            self._tail = bytearray(await self.read(Range(0, self.size)))
+            self._tail = Tail(await self.read(Range(0, self.size)), self._memory.warm)
             self._settled, self._streaming, self._cuts = 0, True, self._cuts + 1
-            self.close()
-            self._file = None
+            self._spooled.begin_anew()
 
     async def _send_all_again(self) -> None:
         """Send the whole file out of the spool and what lies behind it; then have all of it there, if there is room."""
@@ -438,7 +410,7 @@ class Writer:
     async def _abort(self) -> None:
         """Nothing of this file stays behind, here or there; also while being cancelled, but not for ever."""
         upload, self._upload = self._upload, None
-        self._tail = bytearray()
+        self._tail.clear()
         self.close()
         if upload is not None:
             await upload.withdraw()

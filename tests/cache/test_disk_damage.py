@@ -186,7 +186,7 @@ async def test_failing_calls_are_misses(
             await check(tier)
         await fill_with_all(tier)
         assert await check(tier) == len(OIDS) * len(BLOCKS)
-    assert sick.failed > 30
+    assert sick.failed > 10
     for path in room.values():
         assert path.stat().st_size >= 9_000, "half a file was left"
     logging.getLogger(__name__).debug("%d calls failed in %s", sick.failed, os.fspath(room.path))

@@ -865,6 +865,8 @@ class Bucket(RuleBasedStateMachine):
         asked, target = self._ask_both(path), self._ask_both(new)
         if asked is None or target is None or path == new:
             return
+        if self._ask_both(path) != asked:  # looking for the one found out that others have replaced the other
+            return
         told, ino, parent, name = asked
         if told.kind == "directory":  # see test_renaming.py
             return

@@ -306,18 +306,18 @@ async def test_a_read_that_a_truncation_overtakes_is_what_is_left() -> None:
     async with room() as place:
         writer = place.writer()
         await writer.write(0, data(5 * PART))
-        real = writer._file
+        real = writer._spooled._file
         assert real is not None
 
         class Overtaken:
             """The thread that reads comes after the one that truncates."""
 
             async def read(self, start: int, stop: int) -> bytes:
-                writer._file = real
+                writer._spooled._file = real
                 await writer.truncate(PART)
                 return await real.read(start, stop)
 
-        writer._file = Overtaken()  # type: ignore[assignment]
+        writer._spooled._file = Overtaken()  # type: ignore[assignment]
         assert await writer.read(Range(0, 5 * PART)) == data(PART)
         writer.close()
         await writer.discard()
@@ -436,7 +436,7 @@ async def test_a_read_that_a_cut_and_a_growth_overtake_looks_again() -> None:
     async with room() as place:
         writer = place.writer()
         await writer.write(0, data(5 * PART))
-        file = writer._file
+        file = writer._spooled._file
         assert file is not None
         read = file.read
 
