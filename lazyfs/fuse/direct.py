@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import trio
 
+from lazyfs.cache.warm import WarmMemory
 from lazyfs.core.errors import StartupError
 from lazyfs.core.types import Buffer
 from lazyfs.fuse import answers
@@ -38,6 +39,9 @@ T = TypeVar("T")
 
 BATCH = 32
 """Requests answered without giving the rest of the daemon a turn: at 1 MiB each some milliseconds."""
+COPIED_BYTES = 64 * 1024
+"""Requests up to this make room for the next at once; of longer ones, which are what is to be written, the memory goes
+along, and the next is read into other."""
 MAX_WAITING = 4096
 """Requests that wait at a time: each is a blocked thread of a program, or one of the kernel's own MAX_BACKGROUND. When
 there are more, the device is not read until one has ended."""
@@ -85,6 +89,7 @@ class DirectSession:
         self.untuned: list[str] = []
         """Kernel settings that were left as they are."""
         self._notifier = Notifier()
+        self._memory = WarmMemory(limit_bytes=4 * p.BUFFER_BYTES)
         self._device: Device | None = None
         self._fd = -1
         self._waiting: dict[int, tuple[Header, trio.CancelScope]] = {}
@@ -152,8 +157,7 @@ class DirectSession:
         scope.cancel()
 
     async def _read_requests(self, tasks: trio.Nursery) -> None:
-        buffer = bytearray(p.BUFFER_BYTES)
-        view = memoryview(buffer)
+        buffer = self._memory.lend(p.BUFFER_BYTES)
         with self._reading:
             while True:
                 for _ in range(BATCH):
@@ -172,12 +176,18 @@ class DirectSession:
                         if error.errno in _WITHDRAWN:  # whoever asked has gone before we read it
                             continue
                         raise
-                    self._take(bytes(view[:length]), tasks)
+                    if length > COPIED_BYTES:
+                        message: Buffer = buffer[:length]
+                        buffer = self._memory.lend(p.BUFFER_BYTES)
+                    else:
+                        message = bytes(buffer[:length])
+                    self._take(message, tasks)
+                    del message
                     while self._unbegun:  # requests begin in the order in which they came: RELEASE before SETATTR
                         await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
 
-    def _take(self, message: bytes, tasks: trio.Nursery) -> None:
+    def _take(self, message: Buffer, tasks: trio.Nursery) -> None:
         """Answer one request, or begin a task that will. Never raises."""
         try:
             header, request = p.decode(message)

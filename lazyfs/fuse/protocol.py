@@ -12,6 +12,8 @@ from collections.abc import Callable
 from struct import Struct, error
 from typing import NamedTuple, TypeAlias
 
+from lazyfs.core.types import Buffer
+
 MAJOR, MINOR = 7, 31
 """What we speak. A newer kernel keeps to it; an older one is refused."""
 ROOT_ID = 1
@@ -199,7 +201,7 @@ class Write(NamedTuple):
 
     fh: int
     offset: int
-    data: bytes
+    data: Buffer
 
 
 class OnHandle(NamedTuple):
@@ -253,16 +255,18 @@ _OPEN, _XATTR, _INIT, _INTERRUPT = Struct("=II"), Struct("=II"), Struct("=IIII")
 _GETATTR, _FLUSH, _RELEASE, _FSYNC = Struct("=IIQ"), Struct("=QIIQ"), Struct("=QIIQ"), Struct("=QII")
 
 
-def decode(message: bytes) -> tuple[Header, Request]:
-    """One request as it was read from the device. MalformedError, UnknownRequestError."""
+def decode(message: Buffer) -> tuple[Header, Request]:
+    """One request as it was read from the device; the data of a WRITE are a view of it. MalformedError,
+    UnknownRequestError."""
     header = decode_header(message)
     reader = _READERS.get(header.opcode)
     if reader is None:
         raise UnknownRequestError(f"opcode {header.opcode}")
     if header.length != len(message):
         raise MalformedError(f"{len(message)} bytes that say they are {header.length}")
+    body = memoryview(message)[HEADER.size :]
     try:
-        request = reader(message[HEADER.size :])
+        request = _write(body) if header.opcode == Opcode.WRITE else reader(bytes(body))
     except error as problem:
         raise MalformedError(f"opcode {header.opcode}: {problem}") from None
     if header.opcode == Opcode.FORGET and isinstance(request, Forget):
@@ -270,7 +274,7 @@ def decode(message: bytes) -> tuple[Header, Request]:
     return header, request
 
 
-def decode_header(message: bytes) -> Header:
+def decode_header(message: Buffer) -> Header:
     """Who asks, if no more can be understood. MalformedError."""
     if len(message) < HEADER.size:
         raise MalformedError(f"a request of {len(message)} bytes")
@@ -356,7 +360,7 @@ def _read(body: bytes) -> Read:
     return Read(fh, offset, size)
 
 
-def _write(body: bytes) -> Write:
+def _write(body: Buffer) -> Write:
     fh, offset, size, *_ = _WRITE.unpack_from(body)
     data = body[_WRITE.size :]
     if len(data) != size:
