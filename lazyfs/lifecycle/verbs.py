@@ -38,7 +38,14 @@ class Lifecycle:
         nursery: trio.Nursery,
     ) -> None:
         namespace = filesystem.namespace
-        facts = FactsOf(namespace=namespace, cache=cache, fetcher=fetcher, handles=filesystem.handles, backlog=backlog)
+        facts = FactsOf(
+            namespace=namespace,
+            cache=cache,
+            fetcher=fetcher,
+            handles=filesystem.handles,
+            bound=filesystem.versions.bound,
+            backlog=backlog,
+        )
         filesystem.xattrs.facts = facts
         tasks = Tasks(name=str(os.getpid()), nursery=nursery)
         self._parts = (

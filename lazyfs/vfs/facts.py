@@ -6,7 +6,7 @@ block becomes more recent by it. What the kernel keeps in its own page cache is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -59,7 +59,7 @@ class Facts:
 
 
 class FactsOf:
-    """Answers for one mount."""
+    """Answers for one mount; `bound` tells the version that an inode without handles is read in."""
 
     def __init__(
         self,
@@ -68,12 +68,14 @@ class FactsOf:
         cache: TieredCache,
         fetcher: Fetcher,
         handles: Handles,
+        bound: Callable[[int], OpenFile | None],
         backlog: Backlog | None,
     ) -> None:
         self._namespace = namespace
         self._cache = cache
         self._fetcher = fetcher
         self._handles = handles
+        self._bound = bound
         self._backlog = backlog
 
     async def files(self, nodes: Sequence[tuple[Node, str]]) -> list[Facts]:
@@ -91,6 +93,8 @@ class FactsOf:
         """The extended attribute `name`. NoAttributeError, also for a directory."""
         what = name.removeprefix(ATTRIBUTES)
         file = self._handles.by_ino(ino)
+        if file is None and not self._namespace.has(ino):
+            file = self._bound(ino)
         node = file.node if file is not None else self._namespace.node(ino)
         if node.kind is Kind.DIRECTORY or what not in ("state", "ranges", "etag", "key", "error"):
             raise NoAttributeError(name)

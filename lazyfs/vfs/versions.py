@@ -54,6 +54,10 @@ class Versions:
         StoreError."""
         return await self._reader.read(self._object(ino), span)
 
+    def bound(self, ino: int) -> OpenFile | None:
+        """The version that `ino` is bound to, if it is."""
+        return self._bound.get(ino)
+
     def node(self, ino: int) -> Node:
         """The row of `ino`, or as it was when it was bound. StaleInodeError."""
         try:

@@ -275,7 +275,7 @@ def test_a_storm_of_names(mount: Mounter, client: Minio, bucket: str, options: t
 
 def test_a_long_run_does_not_grow(mount: Mounter, objects: tuple[str, dict[str, bytes]]) -> None:
     """Each pass opens and fetches everything anew; after the first ones the process stays as large as it is."""
-    _, bodies = objects
+    bodies = dict(sorted(objects[1].items())[:2000])
     m = mount("--memory", "32MiB", "--cache-dir", "none", "--read-only", time_limit_s=900)
     m.wait_imported(60)
 

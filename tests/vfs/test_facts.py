@@ -32,7 +32,12 @@ async def room(store: ScriptedStore, path: Path, **options: Any) -> AsyncIterato
     async with mounted(store, path / "index", disk=path / "blocks", ttl_s=float("inf"), knobs=knobs, **options) as m:
         await m.namespace.refresh()
         facts = FactsOf(
-            namespace=m.namespace, cache=m.cache, fetcher=m.fetcher, handles=m.fs.handles, backlog=m.backlog
+            namespace=m.namespace,
+            cache=m.cache,
+            fetcher=m.fetcher,
+            handles=m.fs.handles,
+            bound=m.fs.versions.bound,
+            backlog=m.backlog,
         )
         m.fs.xattrs.facts = facts
         yield m, facts
