@@ -1,8 +1,8 @@
-"""What FUSE_PASSTHROUGH (Linux 6.9, root) would give where a whole object is one local file: `python -m bench.passthrough`.
+"""What FUSE_PASSTHROUGH (Linux 6.9, root) would give where a whole object is one local file.
 
-Mounts one file by the direct session's own protocol, which the kernel reads from its backing file by itself, and prints
-MB/s and files opened per second beside the same file read locally, with and without its pages in the page cache.
-docs/decisions/013-direct-session.md has the figures and what was made of them.
+`python -m bench.passthrough` mounts one file by the direct session's own protocol, which the kernel reads from its
+backing file by itself, and prints MB/s and opens a second beside the same file read locally, with and without its pages
+in the page cache. docs/decisions/013-direct-session.md has the figures and what was made of them.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ _FileId: TypeAlias = tuple[int, int]
 
 THREADS = 8
 """That read: so deep is the disk's queue. One more writes; several would only wait for SQLite's one lock."""
+LINGER_S, LINGER_BYTES = 0.05, 2 * 1024**2
+"""So long, or until there is so much, the writer waits for more: each transaction costs as much as a small file."""
 BATCH_BYTES = 16 * 1024**2
 """What one transaction writes at the most; a small file's own would cost as much as the file."""
 RETRY_S = 30.0
@@ -93,6 +95,8 @@ class DiskTier:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lazyfs-disk-writer")
         self._waiting: deque[_Pending] = deque()
         """What is to be written; appended to by the main thread, taken from by the writer."""
+        self._hurry = threading.Event()
+        """Somebody waits for what is to be written: it is not kept for the sake of a larger batch."""
         self._pending_bytes = 0
         self._idle = trio.Event()
         self._idle.set()
@@ -187,6 +191,7 @@ class DiskTier:
 
     async def written(self) -> None:
         """Return when nothing waits to be written."""
+        self._hurry.set()
         await self._idle.wait()
 
     def put_soon(self, oid: ObjectId, blocks: dict[int, Buffer], done: Callable[[], object]) -> None:
@@ -198,6 +203,8 @@ class DiskTier:
         if self._pending_bytes == 0:
             self._idle = trio.Event()
         self._pending_bytes += size
+        if self._pending_bytes >= LINGER_BYTES:
+            self._hurry.set()
         self._waiting.append(_Pending(oid, blocks, size, done))
         self._writer.submit(self._write_waiting, trio.lowlevel.current_trio_token())
 
@@ -211,11 +218,14 @@ class DiskTier:
             one.done()
         if self._pending_bytes == 0:
             self._idle.set()
+            self._hurry.clear()
 
     # -- in the tier's threads ------------------------------------------------------------------------------------
 
     def _write_waiting(self, token: trio.lowlevel.TrioToken) -> None:
         """Write what waits, as much as a transaction may; once for each that was to be written, or in vain."""
+        if self._waiting:
+            self._hurry.wait(LINGER_S)
         batch: list[_Pending] = []
         size = 0
         while self._waiting and (not batch or size + self._waiting[0].size <= BATCH_BYTES):
@@ -355,6 +365,8 @@ class DiskTier:
     async def _call(self, work: Callable[[], T], *, by: ThreadPoolExecutor | None = None) -> T:
         """Run `work` on one of the tier's threads; `by` default one that reads."""
         done = trio.Event()
+        if by is self._writer:
+            self._hurry.set()
         token = trio.lowlevel.current_trio_token()
         future = (by or self._readers).submit(work)
         future.add_done_callback(lambda _: token.run_sync_soon(done.set))

@@ -18,6 +18,7 @@ from typing import Any
 
 import diskcache
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,7 +75,7 @@ def room(tmp_path: Path) -> Room:
 async def put(tier: DiskTier, blocks: dict[int, Buffer], oid: ObjectId = OID) -> None:
     """Write and wait until it is written."""
     tier.put_soon(oid, blocks, lambda: None)
-    await tier._idle.wait()
+    await tier.written()
 
 
 async def got(tier: DiskTier, oid: ObjectId, blocks: Iterable[int]) -> dict[int, Buffer]:
@@ -210,10 +211,10 @@ async def test_what_waits_is_reserved_and_more_than_half_of_memory_is_not_writte
         assert (memory.reserved_bytes, room.stats.get("cache.disk.dropped_blocks")) == (500, 1)
         assert cache.resident(OID, 3) == b"one byte more"
         held.set()
-        await tier._idle.wait()
+        await tier.written()
         assert (memory.reserved_bytes, tier.pending_bytes) == (0, 0)
         cache.admit(OID, {4: b"room again"}, 10, to_disk=True)
-        await tier._idle.wait()
+        await tier.written()
         assert set(await got(tier, OID, [1, 2, 3, 4])) == {1, 2, 4}
 
 
@@ -554,10 +555,37 @@ async def test_what_waits_together_is_written_in_one_transaction(room: Room, mon
             tier.put_soon(OID, {number: block(number)}, lambda number=number: done.append(number))
         assert tier.pending_bytes == sum(len(block(number)) for number in range(20))
         held.set()
-        await tier._idle.wait()
+        await tier.written()
         assert done == list(range(20))
         assert len(begun) == 1
         assert len(await got(tier, OID, range(20))) == 20
+
+
+async def test_the_writer_waits_for_more_but_not_where_somebody_waits_for_it_nor_for_long(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    transact = diskcache.Cache.transact
+    monkeypatch.setattr(diskcache.Cache, "transact", lambda cache: begun.append(cache) or transact(cache))
+    monkeypatch.setattr(disk, "LINGER_S", 60.0)
+    async with room.tier() as tier:
+        for number in range(5):
+            tier.put_soon(OID, {number: block(number)}, lambda: None)
+            await trio.sleep(0.01)
+        assert not begun
+        with trio.fail_after(20):
+            await tier.written()
+            assert len(begun) == 1
+            tier.put_soon(OID, {9: b"x" * disk.LINGER_BYTES}, lambda: None)
+            await tier._idle.wait()
+            tier.put_soon(OID, {10: block(10)}, lambda: None)
+            await tier.forget([(OID, 20)])
+            assert await got(tier, OID, [9, 10]) == {}
+    monkeypatch.setattr(disk, "LINGER_S", 0.01)
+    async with room.tier() as tier:
+        tier.put_soon(OID, {11: block(11)}, lambda: None)
+        with trio.fail_after(20):
+            await tier._idle.wait()
 
 
 @warns

@@ -100,7 +100,7 @@ async def bench(
         room = Bench(store, memory, cache, tickets, fetcher, reader, stats, nursery, policy or ReadAheadPolicy(), stale)
         yield room
     if disk is not None:
-        await disk._idle.wait()  # what waits to be written is reserved too
+        await disk.written()  # what waits to be written is reserved too
     room.idle()
 
 
