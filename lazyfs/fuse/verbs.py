@@ -297,10 +297,12 @@ class Verbs:
         return _OPENED_VERSION
 
     def _read_version_now(self, header: Header, request: p.Read) -> Buffer | None:
-        return self._fs.versions.read_now(header.nodeid, Range(request.offset, request.offset + request.size))
+        span = Range(request.offset, request.offset + request.size)
+        return self._fs.versions.read_now(header.nodeid, span, header.pid)
 
     async def _read_version(self, header: Header, request: p.Read) -> Buffer:
-        return await self._fs.versions.read(header.nodeid, Range(request.offset, request.offset + request.size))
+        span = Range(request.offset, request.offset + request.size)
+        return await self._fs.versions.read(header.nodeid, span, header.pid)
 
     def forget(self, request: p.Forget) -> None:
         """The kernel does not know these inodes any more. Never raises."""

@@ -47,7 +47,12 @@ class Immediate:
         self._writers = writers
         self._listing = listing
         self.versions = Versions(
-            namespace=namespace, reader=reader, writers=writers, openable=self.openable, opened=handles.note_opened
+            namespace=namespace,
+            reader=reader,
+            writers=writers,
+            handles=handles,
+            accounting=accounting,
+            openable=self.openable,
         )
 
     def node(self, ino: int) -> Node:

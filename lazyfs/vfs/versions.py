@@ -2,6 +2,9 @@
 
 Promises P4 without handles: an inode is one version. From its first read on it stays bound to that version, also when
 its name means another by then, until the kernel forgets it; what is not resident then is ESTALE, as with a handle.
+
+An opening, which is what is counted elsewhere, is here a read at the beginning of a file, after others: what the page
+cache answers is not known at all.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from lazyfs.core.errors import StaleInodeError
 from lazyfs.core.eviction import LRU
 from lazyfs.core.types import Buffer, Range
 from lazyfs.index.base import Node
-from lazyfs.vfs.handles import OpenFile
+from lazyfs.vfs.accounting import Accounting
+from lazyfs.vfs.handles import FileHandle, Handles, OpenFile
 from lazyfs.vfs.namespace import Namespace
-from lazyfs.vfs.reader import OpenObject, Reader
+from lazyfs.vfs.reader import Reader
 from lazyfs.vfs.writers import Writers
 
 MAX_BOUND = 65_536
@@ -23,8 +27,7 @@ was dropped and replaced since, everything is ESTALE; else it is bound again, to
 
 
 class Versions:
-    """The versions that inodes are bound to; `openable(ino)` is the row of a file that may be read; `opened(ino)`
-    hears of the first read of each."""
+    """The versions that inodes are bound to; `openable(ino)` is the row of a file that may be read."""
 
     def __init__(
         self,
@@ -32,52 +35,71 @@ class Versions:
         namespace: Namespace,
         reader: Reader,
         writers: Writers,
+        handles: Handles,
+        accounting: Accounting,
         openable: Callable[[int], Node],
-        opened: Callable[[int], None],
     ) -> None:
         self._namespace = namespace
         self._reader = reader
         self._writers = writers
+        self._handles = handles
+        self._accounting = accounting
         self._openable = openable
-        self._opened = opened
-        self._bound: LRU[int, OpenFile] = LRU()
+        self._bound: LRU[int, FileHandle] = LRU()
 
     def __len__(self) -> int:
         return len(self._bound)
 
-    def read_now(self, ino: int, span: Range) -> Buffer | None:
-        """The bytes of `span`, if memory has them in one piece. StaleInodeError, ArchivedError."""
-        return self._reader.resident(self._object(ino), span)
+    def read_now(self, ino: int, span: Range, pid: int) -> Buffer | None:
+        """The bytes of `span`, if memory has them in one piece, for thread `pid`. StaleInodeError, ArchivedError."""
+        handle = self._opening(ino, span, pid)
+        data = self._reader.resident(self._writers.object(handle.file), span)
+        if data is not None:
+            self._accounting.took(handle, len(data))
+        return data
 
-    async def read(self, ino: int, span: Range) -> Buffer:
-        """The bytes of `span`, short only at the end of the file. StaleInodeError, ArchivedError, StaleError,
-        StoreError."""
-        return await self._reader.read(self._object(ino), span)
+    async def read(self, ino: int, span: Range, pid: int) -> Buffer:
+        """The bytes of `span`, short only at the end of the file, for thread `pid`. StaleInodeError, ArchivedError,
+        StaleError, StoreError."""
+        handle = self._opening(ino, span, pid)
+        data = await self._reader.read(self._writers.object(handle.file), span, handle.tally)
+        self._accounting.took(handle, len(data))
+        return data
 
     def bound(self, ino: int) -> OpenFile | None:
         """The version that `ino` is bound to, if it is."""
-        return self._bound.get(ino)
+        handle = self._bound.get(ino)
+        return None if handle is None else handle.file
 
     def node(self, ino: int) -> Node:
         """The row of `ino`, or as it was when it was bound. StaleInodeError."""
         try:
             return self._namespace.node(ino)
         except StaleInodeError:
-            bound = self._bound.get(ino)
-            if bound is None:
+            file = self.bound(ino)
+            if file is None:
                 raise
-            return bound.node
+            return file.node
 
     def forget(self, ino: int) -> None:
         """The kernel does not know the inode any more."""
-        self._bound.pop(ino)
+        handle = self._bound.pop(ino)
+        if handle is not None:
+            self._accounting.closed(handle)
 
-    def _object(self, ino: int) -> OpenObject:
-        file = self._bound.get(ino)
-        if file is None:
+    def _opening(self, ino: int, span: Range, pid: int) -> FileHandle:
+        handle = self._bound.get(ino)
+        if handle is not None and not (span.start == 0 and handle.tally.has_read):
+            return handle
+        if handle is None:
             file = OpenFile(self._openable(ino))
             self._writers.object(file)
-            self._bound.put(ino, file, 1)
-            self._bound.trim(MAX_BOUND)
-            self._opened(ino)
-        return self._writers.object(file)
+        else:
+            file = handle.file
+            self._accounting.closed(handle)
+        handle = FileHandle(file, pid, writable=False)
+        self._bound.put(ino, handle, 1)
+        self._bound.trim(MAX_BOUND)
+        self._handles.note_opened(ino)
+        self._accounting.opened(handle)
+        return handle

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from minio import Minio
 
+from lazyfs.control.client import call
 from tests.fuse.conftest import Mounter
 from tests.fuse.mounts import Mount, drop_page_cache, until
 from tests.fuse.trees import put, random_bytes
@@ -97,6 +100,32 @@ def test_a_run_of_two_epochs(mount: Mounter, client: Minio, bucket: str, server:
         assert (fresh["since"], fresh["passes"], fresh["s3"]["read_bytes"]) == ("reset", [], 0)
         assert fresh["waits"]["all"]["count"] == 0
         assert m.status()["waits"]["s3"]["count"] == 40, "what Prometheus reads goes on"
+
+
+@pytest.mark.usefixtures("_once")
+@pytest.mark.both_sessions
+def test_a_run_on_a_read_only_mount(mount: Mounter, client: Minio, bucket: str) -> None:
+    """Where the kernel tells of no opens, a read at the beginning of a file is one, and of its process."""
+    files = {f"train/c{number % 4}/{number:02}": random_bytes(20_000 + number, number) for number in range(40)}
+    for key, data in files.items():
+        put(client, bucket, key, data)
+    size = sum(map(len, files.values()))
+    m = mount("--read-only")
+    m.wait_imported()
+    for number in (1, 2):
+        for key, data in files.items():
+            assert (m / key).read_bytes() == data
+        one = of_pass(told(m), number)
+        assert (one["opens"], one["file_bytes"], sum(one["bytes"].values())) == (40, size, size)
+        drop_page_cache()
+    found = told(m)
+    assert found["files"]["never_opened"] == 0
+    assert {row["path"]: row["opens"] for row in found["directories"]["hottest"]} == {
+        f"train/c{n}": 20 for n in range(4)
+    }
+    (socket,) = Path(m.env["LAZYFS_RUNTIME_DIR"]).glob("*.sock")
+    (mine,) = [one for one in call(socket, "programs")["programs"] if one["pid"] == os.getpid()]
+    assert (mine["opens"], mine["read_bytes"]) == (80, 2 * size)
 
 
 @pytest.mark.usefixtures("_once")

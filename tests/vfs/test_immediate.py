@@ -141,22 +141,22 @@ async def test_directories_that_are_listed(mount: Mounting, store: SmallPages, c
 async def test_an_inode_stays_bound_to_its_version_until_it_is_forgotten(mount: Mounting, store: SmallPages) -> None:
     async with mount(read_only=True) as m:
         ino = (await m.lookup("d/f")).ino
-        assert m.fs.versions.read_now(ino, FIRST) is None
-        assert await m.fs.versions.read(ino, FIRST) == BODY[:8]
+        assert m.fs.versions.read_now(ino, FIRST, 1) is None
+        assert await m.fs.versions.read(ino, FIRST, 1) == BODY[:8]
         store.put_now("d/f", BODY[::-1])
         await m.namespace.learn("d/f")
         new = (await m.lookup("d/f")).ino
         assert new != ino
-        assert await m.fs.versions.read(new, WHOLE) == BODY[::-1]
-        assert await m.fs.versions.read(ino, FIRST) == BODY[:8]
-        assert m.fs.versions.read_now(ino, FIRST) == BODY[:8]
+        assert await m.fs.versions.read(new, WHOLE, 1) == BODY[::-1]
+        assert await m.fs.versions.read(ino, FIRST, 1) == BODY[:8]
+        assert m.fs.versions.read_now(ino, FIRST, 1) == BODY[:8]
         with pytest.raises(StaleError):
-            await m.fs.versions.read(ino, Range(40, 48))
+            await m.fs.versions.read(ino, Range(40, 48), 1)
         assert (await m.fs.getattr(ino)).size == 48
         m.fs.versions.forget(ino)
         m.fs.versions.forget(ino)
         with pytest.raises(StaleInodeError):
-            await m.fs.versions.read(ino, FIRST)
+            await m.fs.versions.read(ino, FIRST, 1)
         with pytest.raises(StaleInodeError):
             m.fs.now.getattr(ino)
 
@@ -170,13 +170,13 @@ async def test_as_many_inodes_are_bound_as_there_is_room_for(
     async with mount(read_only=True) as m:
         inos = [(await m.lookup(f"e/{number}")).ino for number in range(4)]
         for ino in inos * 2:
-            assert await m.fs.versions.read(ino, FIRST) == BODY[:8]
+            assert await m.fs.versions.read(ino, FIRST, 1) == BODY[:8]
             assert len(m.fs.versions) <= 2
 
 
 async def test_what_may_not_be_opened_may_not_be_read(mount: Mounting) -> None:
     async with mount(read_only=True) as m:
         with pytest.raises(IsDirectoryError):
-            m.fs.versions.read_now(ROOT_INO, FIRST)
+            m.fs.versions.read_now(ROOT_INO, FIRST, 1)
         with pytest.raises(StaleInodeError):
-            m.fs.versions.read_now(4711, FIRST)
+            m.fs.versions.read_now(4711, FIRST, 1)
