@@ -37,7 +37,7 @@ def _attr(found: Attributes) -> tuple[int, ...]:
     seconds, nsec = divmod(found.mtime_ns, _NS)
     blocks = -(-found.size // _SECTOR)
     times = (seconds, seconds, seconds, nsec, nsec, nsec)
-    return (found.ino, found.size, blocks, *times, found.mode, 1, found.uid, found.gid, 0, IO_BYTES, 0)
+    return (found.ino, found.size, blocks, *times, found.mode, found.links, found.uid, found.gid, 0, IO_BYTES, 0)
 
 
 def _timeout(seconds: float) -> tuple[int, int]:

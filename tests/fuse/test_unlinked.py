@@ -44,6 +44,7 @@ def m(mount: Mounter, request: pytest.FixtureRequest, server: Server, bucket: st
         until(lambda: mounted.status()["spool"]["used"] == 0, "the spool is empty")
 
 
+@pytest.mark.both_sessions
 def test_temporary_file(m: Mount, client: Minio, bucket: str) -> None:
     with tempfile.TemporaryFile(dir=m.path) as file:
         assert os.listdir(m.path) == []
