@@ -163,6 +163,7 @@ FOUND = st.builds(
     uid=st.integers(0, 2**32 - 1),
     gid=st.integers(0, 2**32 - 1),
     timeout_s=st.floats(0, 4e8),
+    links=st.integers(0, 2),
 )
 
 
@@ -200,6 +201,6 @@ def test_attributes_come_back(found: Attributes) -> None:
     said = struct.unpack("=QIIQQQqqqIIIIIIIIII", answers.attributes(found))
     assert (said[3], said[4]) == (found.ino, found.size)
     assert said[7] * 10**9 + said[10] == found.mtime_ns
-    assert (said[12], said[14], said[15]) == (found.mode, found.uid, found.gid)
+    assert said[12:16] == (found.mode, found.links, found.uid, found.gid)
     assert abs(said[0] + said[1] / 1e9 - found.timeout_s) < 1e-6
     assert said[1] < 10**9
