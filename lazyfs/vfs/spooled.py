@@ -57,9 +57,14 @@ class Spooled:
             self._memory.release(len(part))
 
     async def kept(self) -> None:
-        """Return when the disk has what it was given."""
+        """Return when the disk has what it was given. What it did not take is told once: whoever can do without goes on
+        with the rest, and all others write no more."""
         if self._on_its_way is not None:
-            await self._on_its_way.wait()
+            try:
+                await self._on_its_way.wait()
+            except LazyfsError:
+                self._on_its_way = None
+                raise
             self._on_its_way = None
 
     async def change(self, at: int, data: Buffer) -> None:

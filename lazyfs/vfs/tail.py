@@ -39,7 +39,10 @@ class Tail:
             self._lent[: self._size] = self._array
             self._array = bytearray()
         if self._lent is None:
-            self._array += data
+            try:
+                self._array += data
+            except BufferError:  # somebody still holds a view of it: the traceback of an error does
+                self._array = self._array + data
         else:
             self._lent[self._size : size] = data
         self._size = size
@@ -48,7 +51,7 @@ class Tail:
         """Keep the first `size` bytes."""
         self._size = min(size, self._size)
         if self._lent is None:
-            del self._array[self._size :]
+            self._array = self._array[: self._size]  # not in place: somebody may hold a view of it
 
     def read(self, start: int, stop: int) -> bytes:
         """A copy of the bytes from `start` to `stop`, as far as they are there."""

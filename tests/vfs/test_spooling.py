@@ -219,6 +219,27 @@ async def test_a_disk_that_fails_behind_a_program_is_no_harm_to_a_stream_and_tol
         patched.close()
 
 
+async def test_what_the_disk_did_not_take_at_the_end_stays_in_memory_and_all_can_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with room() as place:
+        writer = place.writer()
+        await writer.write(0, data(2 * PART + 3))
+        await writer.write(1, b"changed")
+        expected = data(1) + b"changed" + data(2 * PART + 3)[8:]
+        disk = SlowDisk(monkeypatch, fails=True)
+        disk.go.set()
+        await writer.commit()  # the whole goes up again; that the spool gets its end, too, is not needed for that
+        monkeypatch.undo()
+        assert disk.asked
+        assert place.store.body(KEY) == expected
+        assert await writer.read(Range(0, 99)) == expected
+        await writer.write(len(expected), b", more")
+        await writer.commit()
+        assert place.store.body(KEY) == expected + b", more"
+        writer.close()
+
+
 async def test_leaving_the_order_withdraws_what_was_sent() -> None:
     async with room() as place:
         writer = place.writer()

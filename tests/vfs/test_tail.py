@@ -12,7 +12,7 @@ from lazyfs.vfs.tail import Tail
 
 ROOM = 60
 changes = st.tuples(
-    st.sampled_from(["put", "append", "cut", "read", "clear"]), st.integers(0, ROOM), st.binary(max_size=ROOM)
+    st.sampled_from(["put", "append", "cut", "read", "view", "clear"]), st.integers(0, ROOM), st.binary(max_size=ROOM)
 )
 
 
@@ -25,6 +25,7 @@ def _little(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_holds_what_an_array_would(content: bytes, script: list[tuple[str, int, bytes]]) -> None:
     memory = WarmMemory(limit_bytes=10**6)
     tail, model, taken = Tail(content, memory), bytearray(content), list[tuple[memoryview, bytes]]()
+    held: list[memoryview] = []
     for verb, at, data in script:
         if verb == "put":
             start = min(at, len(model))
@@ -40,6 +41,8 @@ def test_it_holds_what_an_array_would(content: bytes, script: list[tuple[str, in
             del model[at:]
         elif verb == "read":
             assert tail.read(at - 5, at + 9) == model[max(0, at - 5) : at + 9]
+        elif verb == "view":  # and hold it, as the traceback of an error does
+            held.append(tail.view())
         else:
             taken.append((tail.view(), bytes(model)))
             tail.clear()
